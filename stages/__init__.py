@@ -1,0 +1,1 @@
+"""What each command does; one file per command, over the rooms algo, sim, policy, rewards and store."""

@@ -1,0 +1,237 @@
+"""params.yaml as frozen records: one section per stage, plus what several stages share (task, sim, policy).
+
+Every default lives in params.yaml, none here, so what a run used can be read in one file. Unknown keys and values out of
+range are refused with the key, what was found and what was expected.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stages.errors import ParamsError
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class SimParams(Section):
+    """The simulator, the same for every stage that runs it."""
+
+    assets: Literal["auto", "libero", "primitive"]
+    assets_dir: str | None  # a folder with LIBERO's meshes; null looks in LIBERO's own places
+    renderer: Literal["auto", "osmesa", "egl"]
+    image_size: Annotated[int, Field(ge=16, le=1024)]  # pixels, square
+    shadows: bool
+    multisampling: Annotated[int, Field(ge=0, le=16)]
+    action_repeat: Positive  # environment steps (20 Hz) for which one decision is held; OpenVLA uses 1
+    settle_steps: NonNegative  # no-op environment steps after a reset; LIBERO's protocol has 10
+
+
+class VisionTowerParams(Section):
+    width: Positive
+    depth: Positive
+    heads: Positive
+
+
+class ArchitectureParams(Section):
+    """Sizes of `openvla-tiny`; a checkpoint carries its own, these make a new one (`tgrpo sft`)."""
+
+    patch_size: Positive
+    stem: Literal["conv", "patch"]  # conv: a small convolutional stem in place of the linear patch embedding
+    dinov2: VisionTowerParams
+    siglip: VisionTowerParams
+    hidden_size: Positive
+    layers: Positive
+    heads: Positive
+    intermediate_size: Positive
+    proprio: bool
+
+
+class LoraParams(Section):
+    rank: Positive
+    alpha: Positive
+    dropout: Fraction
+    target_modules: str | list[str]
+
+
+class PolicyParams(Section):
+    """The policy that `rollout`, `update` and `eval` start from, and the adapter that `update` trains on it."""
+
+    base: str  # a checkpoint folder
+    device: str  # auto, cpu, cuda, cuda:0
+    lora: LoraParams
+
+
+class GenRewardParams(Section):
+    program: str  # a program of the built-in library
+    near_m: PositiveFloat  # closer to the target than this is `ready to grasp`
+    approach_m: PositiveFloat  # closer than this is `approaching`
+    lift_m: PositiveFloat  # higher above its start than this is `lifted`
+    above_m: PositiveFloat  # horizontal distance to the basket that counts as above it
+
+
+class DemosParams(Section):
+    episodes: Positive
+    noise: NonNegativeFloat  # standard deviation of the action noise while the expert approaches, in action units
+    workers: Positive
+
+
+class SftParams(Section):
+    updates: Positive
+    batch_size: Positive
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    warmup: NonNegative
+    image_shift: NonNegative  # random shift augmentation, pixels
+    architecture: ArchitectureParams
+
+
+class RolloutParams(Section):
+    envs: Positive  # G, trajectories per group
+    groups: Positive  # groups per iteration, each from an initial state of its own
+    temperature: NonNegativeFloat
+    max_env_steps: NonNegative  # 0 takes the suite's own limit
+    stop: Literal["first", "each"]
+
+
+class AdvantageParams(Section):
+    a1: float  # weight of the step-level advantage S (eq. 6, 8)
+    a2: float  # weight of the trajectory-level advantage T (eq. 7, 8)
+    hold_success: bool  # a trajectory that ended in success keeps its last reward until the group's end
+    min_return_std: NonNegativeFloat  # groups whose returns deviate less get zero advantage and are left out
+
+
+class UpdateParams(Section):
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    epochs: Positive
+    minibatch: Positive  # decisions per optimiser update
+    clip: NonNegativeFloat  # 0 is the unclipped ratio of eq. 9
+    ratio: Literal["token", "action"]
+    beta: NonNegativeFloat  # weight of the KL to the reference policy
+    kl: Literal["k1", "k3", "exact"]
+    max_grad_norm: PositiveFloat
+
+
+class EvalParams(Section):
+    episodes: Annotated[int, Field(ge=1, le=50)]
+    temperature: NonNegativeFloat  # 0 is greedy
+    envs: Positive
+    videos: NonNegative  # episodes to film
+
+
+class TrainParams(Section):
+    iterations: Positive
+
+
+class LoopStep(Section):
+    """Iteration `k` of the DVC pipeline starts from the checkpoint of `prev`; both are names of three digits."""
+
+    k: Annotated[str, Field(pattern=r"^\d{3}$")]
+    prev: Annotated[str, Field(pattern=r"^\d{3}$")]
+
+
+class LoopParams(Section):
+    iterations: Annotated[list[LoopStep], Field(min_length=1)]
+    last: str
+
+    @model_validator(mode="after")
+    def _is_a_chain(self) -> "LoopParams":
+        names = ["000", *(step.k for step in self.iterations)]
+        for number, (step, prev) in enumerate(zip(self.iterations, names, strict=False), start=1):
+            if step.k != f"{number:03d}" or step.prev != prev:
+                raise ValueError(
+                    f"entry {number} of loop.iterations is {step.prev} -> {step.k}, expected {prev} -> {number:03d}"
+                )
+        if self.last != names[-1]:
+            raise ValueError(f"loop.last is {self.last}, but the last of loop.iterations is {names[-1]}")
+        return self
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: NonNegative
+    task: str
+    sim: SimParams
+    policy: PolicyParams
+    gen_reward: GenRewardParams
+    demos: DemosParams
+    sft: SftParams
+    rollout: RolloutParams
+    advantage: AdvantageParams
+    update: UpdateParams
+    eval: EvalParams
+    train: TrainParams
+    loop: LoopParams
+
+
+def load_params(path: Path, overrides: list[str] | None = None) -> Params:
+    """Reads a params file and applies `section.key=value` overrides (values in YAML), in order.
+
+    Raises:
+        ParamsError: no such file, not YAML, an unknown key, a wrong type, or a value out of range.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ParamsError(
+            f"{path} does not exist; run inside the project's folder or name the file with --params"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ParamsError(f"{path} holds no mapping of sections; see the params.yaml that the project ships")
+    for override in overrides or []:
+        _apply_override(data, override)
+    try:
+        return Params.model_validate(data)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_explain(error)}") from None
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ParamsError(f"--set {override}: expected section.key=value, such as advantage.a1=0.3")
+    *parents, last = key.split(".")
+    node = data
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None  # type: ignore[assignment]
+        if not isinstance(node, dict):
+            raise ParamsError(f"--set {override}: there is no section {parent!r} in {key!r}")
+    node[last] = yaml.safe_load(value)
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(first["loc"][:-1]), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(_known_keys(first['loc'][:-1]))}"
+        return f"{where} is not a known key{hint}{more}"
+    if first["type"] == "missing":
+        return f"{where} is missing{more}"
+    if first["type"] == "value_error":
+        return f"{first['ctx']['error']}{more}"
+    return f"{where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{more}"
+
+
+def _known_keys(path: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Params
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)

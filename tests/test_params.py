@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+
+from stages.errors import ParamsError
+from stages.params import load_params
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "params.yaml"
+
+
+def test_the_shipped_params_load_and_overrides_apply_in_order() -> None:
+    params = load_params(SHIPPED, ["advantage.a1=10", "advantage.a1=2.5", "policy.lora.rank=8", "sim.assets_dir=null"])
+    assert params.advantage.a1 == 2.5
+    assert params.policy.lora.rank == 8
+    assert params.sim.assets_dir is None
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("rollout.tempreture=1", "rollout.tempreture is not a known key; did you mean 'temperature'?"),
+        ("rolout.envs=1", "there is no section 'rolout'"),
+        ("rollout.envs=0", "rollout.envs = 0: input should be greater than or equal to 1"),
+        ("rollout.envs=four", "rollout.envs = 'four'"),
+        ("rollout.stop=never", "input should be 'first' or 'each'"),
+        ("eval.episodes=51", "eval.episodes = 51: input should be less than or equal to 50"),
+        ("policy.lora.rnk=8", "policy.lora.rnk is not a known key; did you mean 'rank'?"),
+        ("rollout.envs", "expected section.key=value"),
+        ("loop.last=099", "loop.last is 099"),
+    ],
+)
+def test_bad_overrides_are_refused_by_name(override: str, says: str) -> None:
+    with pytest.raises(ParamsError) as caught:
+        load_params(SHIPPED, [override])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_a_missing_file_and_broken_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="does not exist"):
+        load_params(tmp_path / "params.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("seed: [1\n")
+    with pytest.raises(ParamsError, match="not valid YAML"):
+        load_params(broken)
+    lacking = tmp_path / "lacking.yaml"
+    lacking.write_text(SHIPPED.read_text().replace("seed: 0", "sead: 0"))
+    with pytest.raises(ParamsError, match=r"seed is missing|sead is not a known key"):
+        load_params(lacking)
+
+
+def test_a_broken_chain_of_iterations_is_refused(tmp_path: Path) -> None:
+    text = SHIPPED.read_text().replace('{k: "002", prev: "001"}', '{k: "002", prev: "000"}')
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match=r"entry 2 of loop.iterations is 000 -> 002, expected 001 -> 002"):
+        load_params(path)
