@@ -1,0 +1,231 @@
+"""Trajectory groups: streamed to disk while the rollout runs, valid only when whole, read back by array name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stages.store.artifacts import atomic_directory
+from stages.store.provenance import from_record
+from stages.store.schema import CHUNKS, GROUP_ARRAYS, GROUP_VERSION, ArraySpec, GroupAttrs
+from stages.store.zarr_files import complete, create_arrays, open_checked
+from stages.types import Scene
+
+if TYPE_CHECKING:
+    import zarr
+
+_SCENE_FIELDS = tuple(f.name for f in fields(Scene))
+_STREAMED = {spec.name: spec for spec in GROUP_ARRAYS if "T" in spec.dims}
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """A group in four numbers, for handles and tables."""
+
+    successes: int  # trajectories that ended in success
+    mean_return: float
+    mean_length: float  # decisions
+    env_steps: int  # all trajectories together
+
+
+class GroupWriter:
+    """Appends decisions to a group in the making. Made by `write_group`.
+
+    Decisions are held back until a zarr chunk of their array is full, so memory stays bounded (16 frames and 64 states
+    a trajectory) however long the group gets.
+    """
+
+    def __init__(
+        self, folder: Path, attrs: GroupAttrs, trajectories: int, initial_state: ArrayLike, initial_scene: Scene
+    ) -> None:
+        state = np.asarray(initial_state, np.float64)
+        self._folder = folder
+        self._attrs = attrs
+        self._sizes = {
+            "G": trajectories,
+            "T": 0,
+            "K": attrs.action_repeat,
+            "O": len(attrs.object_names),
+            "S": state.size,
+            "H": attrs.image_size,
+            "W": attrs.image_size,
+        }
+        self._arrays = create_arrays(folder, GROUP_ARRAYS, self._sizes)
+        self._pending: dict[str, list[NDArray[Any]]] = {name: [] for name in _STREAMED}
+        self._write_whole("initial_state", state)
+        for name in _SCENE_FIELDS:
+            self._write_whole(f"initial_{name}", getattr(initial_scene, name))
+        self._decisions = 0
+        self._taken = np.ones(trajectories, np.bool_)
+        self._length = np.zeros(trajectories, np.int32)
+        self._return = np.zeros(trajectories, np.float64)
+        self._succeeded = np.zeros(trajectories, np.bool_)
+        self._env_steps = 0
+
+    def append(self, *, mask: ArrayLike, scene: Scene, **arrays: ArrayLike) -> None:
+        """Adds decision t of all G trajectories.
+
+        Args:
+            mask: (G,) which trajectories took this decision; one that has ended never comes back.
+            scene: leading axis G, the world after the decision.
+            **arrays: every other array of the schema that has an axis T, without that axis: image (G, H, W, C),
+                proprio, action_token, action, action_label, log_prob, entropy, reward, milestone, env_steps, sim_state.
+
+        Rows where the mask is false are padding: whatever they hold, zeros are stored.
+
+        Raises:
+            ValueError: an array is missing, unknown, of another shape or of a dtype that would lose its kind, or a
+                trajectory that had ended takes a decision.
+        """
+        taken = np.asarray(mask, np.bool_)
+        if taken.shape != self._taken.shape or (taken & ~self._taken).any():
+            raise ValueError(f"mask {taken} after {self._taken}: expected (G,), and an ended trajectory to stay ended")
+        step = {**arrays, "mask": taken, **{name: getattr(scene, name) for name in _SCENE_FIELDS}}
+        if step.keys() != _STREAMED.keys():
+            raise ValueError(f"missing or unknown arrays: {sorted(step.keys() ^ _STREAMED.keys())}")
+        rows = {name: self._row(spec, step[name], taken) for name, spec in _STREAMED.items()}
+        self._taken = taken
+        self._length += taken
+        self._return += rows["reward"]
+        self._succeeded = np.where(taken, rows["success"], self._succeeded)
+        self._env_steps += int(rows["env_steps"].sum())
+        self._decisions += 1
+        for name, row in rows.items():
+            self._pending[name].append(row)
+            if len(self._pending[name]) == CHUNKS[_STREAMED[name].chunks].decisions:
+                self._flush(name)
+
+    @property
+    def summary(self) -> GroupSummary:
+        """Of the decisions appended so far."""
+        return GroupSummary(
+            successes=int(self._succeeded.sum()),
+            mean_return=float(self._return.mean()),
+            mean_length=float(self._length.mean()),
+            env_steps=self._env_steps,
+        )
+
+    def finish(self) -> None:
+        """Writes what is held back, then the attributes, `complete` last. `write_group` calls it."""
+        if self._decisions == 0:
+            raise ValueError("a group needs at least one decision")
+        for name in _STREAMED:
+            self._flush(name)
+        self._write_whole("length", self._length)
+        complete(self._folder, "group", GROUP_VERSION, {**asdict(self._attrs), "summary": asdict(self.summary)})
+
+    def _row(self, spec: ArraySpec, value: ArrayLike, taken: NDArray[np.bool_]) -> NDArray[Any]:
+        """One decision (G, ...) of an array, checked, in the array's dtype, zero where not taken; always a copy."""
+        given = np.asarray(value)
+        shape = tuple(size for dim, size in zip(spec.dims, spec.shape(self._sizes), strict=True) if dim != "T")
+        if given.shape != shape or not np.can_cast(given.dtype, spec.dtype, "same_kind"):
+            raise ValueError(f"{spec.name}: got {given.dtype} {given.shape}, expected {spec.dtype} {shape}")
+        return np.where(taken.reshape(-1, *[1] * (given.ndim - 1)), given, 0).astype(spec.dtype)
+
+    def _flush(self, name: str) -> None:
+        rows = self._pending[name]
+        if rows:
+            array = self._arrays[name]
+            start = array.shape[1]
+            array.resize((array.shape[0], start + len(rows), *array.shape[2:]))
+            array[:, start:] = np.stack(rows, axis=1)
+            rows.clear()
+
+    def _write_whole(self, name: str, value: ArrayLike) -> None:
+        array = self._arrays[name]
+        given = np.asarray(value)
+        if given.shape != array.shape:
+            raise ValueError(f"{name}: got {given.shape}, expected {array.shape}")
+        array[...] = given.astype(array.dtype)
+
+
+@contextmanager
+def write_group(
+    path: Path,
+    attrs: GroupAttrs,
+    *,
+    trajectories: int,
+    initial_state: ArrayLike,
+    initial_scene: Scene,
+    overwrite: bool = False,
+) -> Iterator[GroupWriter]:
+    """Yields a writer; the group appears at `path`, whole, when the block ends, and never when it raises.
+
+    Args:
+        path: the group's folder, by convention ending in `.zarr`.
+        attrs: what the group records about itself.
+        trajectories: G.
+        initial_state: (S,) flattened MuJoCo state of the settled start.
+        initial_scene: no leading axes.
+        overwrite: exchange what lies at `path` for the new group.
+
+    Raises:
+        ArtifactError: `path` exists and `overwrite` is false.
+        TgrpoError: the disk is full.
+    """
+    with atomic_directory(path, overwrite) as partial:
+        writer = GroupWriter(partial, attrs, trajectories, initial_state, initial_scene)
+        yield writer
+        writer.finish()
+
+
+class StoredArray(Protocol):
+    """An array on disk: a zarr array, whose parts become NumPy when they are indexed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, selection: Any) -> NDArray[Any]: ...
+
+
+class Group:
+    """A whole group on disk, read lazily: `group["image"][0, :5]` reads one chunk into NumPy. Made by `open_group`."""
+
+    def __init__(self, path: Path, arrays: zarr.Group, record: dict[str, Any], sizes: dict[str, int]) -> None:
+        self.path = path
+        attrs = from_record(GroupAttrs, record, path, "group")
+        self.attrs = replace(attrs, object_names=tuple(attrs.object_names))
+        self.summary = from_record(GroupSummary, record.get("summary", {}), path, "group")
+        self.versions: dict[str, str] = record.get("versions", {})
+        self.trajectories = sizes["G"]
+        self.decisions = sizes["T"]  # of the longest trajectory
+        self._arrays = arrays
+
+    def __getitem__(self, name: str) -> StoredArray:
+        """The zarr array of a name of the schema; index it (`[:]` for all) to get NumPy."""
+        return cast(StoredArray, self._arrays[name])
+
+    def returns(self) -> NDArray[np.float64]:
+        """(G,) the sum of each trajectory's rewards."""
+        return self["reward"][:].astype(np.float64).sum(axis=1)
+
+    def successes(self) -> NDArray[np.bool_]:
+        """(G,) which trajectories ended in success."""
+        return self["success"][:][np.arange(self.trajectories), self["length"][:] - 1]
+
+    def scene(self) -> Scene:
+        """The world after every decision, leading axes (G, T), as rewards read it."""
+        return Scene(**{name: self[name][:] for name in _SCENE_FIELDS})
+
+    def initial_scene(self) -> Scene:
+        """The world at the start, no leading axes."""
+        return Scene(**{name: self[f"initial_{name}"][...] for name in _SCENE_FIELDS})
+
+
+def open_group(path: Path) -> Group:
+    """Opens a group for reading.
+
+    Raises:
+        ArtifactError: missing, half-written or cut off, no group, of another schema version, or with an array missing
+            or of another shape or dtype.
+    """
+    return Group(path, *open_checked(path, "group", GROUP_VERSION, GROUP_ARRAYS))
