@@ -1,0 +1,255 @@
+"""The environment against LIBERO's own: scenes and physics are real, the assets are the project's primitives."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stages.errors import SimulatorError, TaskError
+from stages.params import SimParams
+from stages.sim.assets import Assets, resolve_assets
+from stages.sim.env import NO_OP, LiberoEnv
+from stages.sim.tasks import load_task, official_states, task_object_names
+from stages.types import InitialState, Task
+
+TASK = load_task("libero_object/6")
+SIM = SimParams(
+    assets="primitive",
+    assets_dir=None,
+    renderer="osmesa",
+    image_size=48,
+    shadows=False,
+    multisampling=0,
+    action_repeat=4,
+    settle_steps=10,
+)
+LIBERO_ASSETS = Path(__file__).parents[2].parent / "shared" / "libero-assets"
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[LiberoEnv]:
+    env = LiberoEnv(TASK, SIM, resolve_assets(SIM))
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def reference(env: LiberoEnv) -> Any:
+    """LIBERO's own environment, with the hard reset and the step of its evaluation."""
+    return _libero(TASK)
+
+
+def _libero(task: Task, seed: int = 0) -> Any:
+    from libero.libero.envs.env_wrapper import ControlEnv
+
+    reference = ControlEnv(str(task.bddl_file), has_offscreen_renderer=False, use_camera_obs=False)
+    reference.seed(seed)
+    reference.reset()
+    return reference
+
+
+def _settled(reference: Any) -> NDArray[np.float64]:
+    for _ in range(10):
+        reference.step(NO_OP)
+    return reference.get_sim_state()
+
+
+def _random_actions(steps: int, seed: int = 0) -> NDArray[np.float64]:
+    """Some leave the rotation at zero, where OSC keeps its old goal; some exceed the range, where it clips."""
+    actions = np.random.default_rng(seed).uniform(-1.2, 1.2, (steps, 7))
+    actions[::3, 3:6] = 0
+    return actions
+
+
+def _states(env: LiberoEnv, actions: NDArray[np.float64]) -> NDArray[np.float64]:
+    states = []
+    for action in actions:
+        env.step(action)
+        states.append(env.state())
+    return np.stack(states)
+
+
+def test_equals_liberos_own_environment_bit_by_bit(env: LiberoEnv, reference: Any) -> None:
+    reference.set_init_state(official_states(TASK)[7])
+    env.reset(InitialState("official", 7))
+    np.testing.assert_array_equal(env.state(), _settled(reference))
+    for action in _random_actions(100):
+        done = reference.step(action)[2]
+        assert env.step(action) == done
+        np.testing.assert_array_equal(env.state(), reference.get_sim_state())
+
+
+def test_sampled_starts_are_those_of_liberos_seed(env: LiberoEnv, reference: Any) -> None:
+    reference.seed(3)
+    reference.reset()
+    env.reset(InitialState("sampled", 3))
+    np.testing.assert_array_equal(env.state(), _settled(reference))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBERO_ASSETS.is_dir(), reason="LIBERO's meshes are not here")
+@pytest.mark.parametrize("task_id", ["libero_object/0", "libero_goal/7", "libero_spatial/4", "libero_10/2"])
+def test_equals_liberos_own_environment_on_other_suites(task_id: str) -> None:
+    """These have fixtures that the reset places, drawers and a stove, all drawn from numpy's stream after seed 0."""
+    task = load_task(task_id)
+    sim = SIM.model_copy(update={"assets": "libero", "assets_dir": str(LIBERO_ASSETS)})
+    env = LiberoEnv(task, sim, resolve_assets(sim))
+    env.reset(InitialState("sampled", 3))
+    np.testing.assert_array_equal(env.state(), _settled(_libero(task, seed=3)))
+    reference = _libero(task)
+    reference.set_init_state(official_states(task)[2])
+    env.reset(InitialState("official", 2))
+    np.testing.assert_array_equal(env.state(), _settled(reference))
+    for action in _random_actions(30):
+        assert env.step(action) == reference.step(action)[2]
+        np.testing.assert_array_equal(env.state(), reference.get_sim_state())
+    env.close()
+
+
+FRESH = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_env import *
+from test_env import _random_actions, _states
+env = LiberoEnv(TASK, SIM, resolve_assets(SIM))
+env.reset(InitialState(sys.argv[2], 3))
+sys.stdout.buffer.write(np.stack([env.state(), *_states(env, _random_actions(30))]).tobytes())
+"""
+
+
+@pytest.mark.parametrize("source", ["official", "sampled"])
+def test_an_episode_does_not_depend_on_what_was_before(env: LiberoEnv, source: Literal["official", "sampled"]) -> None:
+    env.reset(InitialState("sampled", 9))
+    _states(env, np.tile([0.3, -0.4, -1, 0.2, 0.1, 0.5, 1], (25, 1)))  # hand down and turned, fingers closed
+    env.reset(InitialState(source, 3))
+    used = np.stack([env.state(), *_states(env, _random_actions(30))])
+    command = [sys.executable, "-c", FRESH, str(Path(__file__).parent), source]
+    done = subprocess.run(command, capture_output=True, check=True)
+    np.testing.assert_array_equal(used, np.frombuffer(done.stdout).reshape(used.shape))
+
+
+def test_images_do_not_depend_on_what_was_before(env: LiberoEnv) -> None:
+    env.reset(InitialState("official", 3))
+    image = env.render()
+    env.reset(InitialState("sampled", 1))
+    env.render(96)
+    env.reset(InitialState("official", 3))
+    np.testing.assert_array_equal(env.render(), image)
+
+
+def test_resets_leave_numpys_stream_alone(env: LiberoEnv) -> None:
+    np.random.seed(5)
+    expected = np.random.random()
+    np.random.seed(5)
+    env.reset(InitialState("sampled", 1))
+    assert np.random.random() == expected
+
+
+def test_sampled_starts_differ_and_rest(env: LiberoEnv) -> None:
+    official = official_states(TASK)
+    seen = []
+    for index in range(4):
+        env.reset(InitialState("sampled", index))
+        seen.append(env.scene().object_pos)
+        objects = slice(-6 * len(env.object_names), None)
+        assert np.abs(env.state()[objects]).max() < 0.05  # m/s and rad/s
+        assert not env.scene().success
+        assert not any(np.allclose(env.state()[1:60], state[1:60], atol=1e-4) for state in official)
+    gaps = [np.abs(a - b).max() for i, a in enumerate(seen) for b in seen[:i]]
+    assert min(gaps) > 0.005  # m
+
+
+def test_a_state_can_be_replayed(env: LiberoEnv) -> None:
+    env.reset(InitialState("official", 0))
+    states = _states(env, _random_actions(5))
+    image, scene = env.render(), env.scene()
+    env.reset(InitialState("sampled", 2))
+    env.set_state(states[-1])
+    np.testing.assert_array_equal(env.render(), image)
+    np.testing.assert_array_equal(env.scene().object_pos, scene.object_pos)
+    env.reset(states[-1])
+    np.testing.assert_array_equal(env.state(), states[-1])
+
+
+def test_scene_proprio_and_image(env: LiberoEnv) -> None:
+    env.reset(InitialState("official", 0))
+    scene, proprio, image = env.scene(), env.proprio(), env.render()
+    assert env.object_names == task_object_names(TASK)
+    assert scene.object_pos.shape == (7, 3)
+    assert scene.object_quat.shape == (7, 4)
+    assert not scene.grasped.any()
+    np.testing.assert_allclose(np.linalg.norm(scene.object_quat, axis=1), 1)
+    np.testing.assert_allclose(proprio[:3], scene.ee_pos, rtol=1e-6)
+    np.testing.assert_allclose(proprio[6:], scene.gripper_qpos, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(proprio[3:6]), np.pi, atol=0.1)  # the hand points down: half a turn
+    assert proprio.dtype == np.float32
+    assert (image.shape, image.dtype) == ((48, 48, 3), np.uint8)
+    assert env.render(64, "robot0_eye_in_hand").shape == (64, 64, 3)
+
+
+def test_the_image_is_upright_and_mirrored(env: LiberoEnv) -> None:
+    """The camera faces the robot: the base is at the top, and a basket at the robot's left (y > 0) is at the left."""
+    env.reset(InitialState("official", 0))
+    state = env.state()
+    with_basket = env.render(128).astype(int)
+    basket = 1 + 9 + 7 * env.object_names.index("basket_1")
+    assert state[basket + 1] > 0.2
+    state[basket : basket + 3] = [9, 9, 0]
+    env.set_state(state)
+    rows, columns = np.nonzero(np.abs(env.render(128).astype(int) - with_basket).sum(axis=2) > 60)
+    assert columns.mean() < 50
+    assert 30 < rows.mean() < 100
+
+
+def test_success_is_liberos_predicate(env: LiberoEnv, reference: Any) -> None:
+    """Butter in the basket, on its rim, and beside it, judged by both."""
+    env.reset(InitialState("official", 0))
+    state = env.state()
+    butter, basket = (1 + 9 + 7 * env.object_names.index(name) for name in ("butter_1", "basket_1"))
+    verdicts = []
+    for offset in ([0, 0, 0.0], [0.0, 0.0, 0.3], [0.2, 0, 0], [0.03, -0.03, 0.02]):
+        state[butter : butter + 3] = state[basket : basket + 3] + offset
+        env.set_state(state)
+        reference.set_init_state(state)
+        assert bool(env.scene().success) == reference.check_success()
+        verdicts.append(bool(env.scene().success))
+    assert verdicts == [True, False, False, True]
+
+
+def test_grasped_needs_both_fingers(env: LiberoEnv) -> None:
+    """The fingers of 4 cm opening stand in a can of 6.6 cm; moved along their axis (world y), it leaves one of them."""
+    env.reset(InitialState("official", 0))
+    state = env.state()
+    can = env.object_names.index("tomato_sauce_1")
+    position = slice(1 + 9 + 7 * can, 1 + 9 + 7 * can + 3)
+    state[8:10] = [0.02, -0.02]
+    grasped = {}
+    for offset in (0.0, 0.04, -0.04):
+        state[position] = env.scene().ee_pos + np.array([0, offset, 0])
+        env.set_state(state)
+        grasped[offset] = env.scene().grasped.tolist()
+    assert grasped[0.0] == [name == "tomato_sauce_1" for name in env.object_names]
+    assert not any(grasped[0.04])
+    assert not any(grasped[-0.04])
+
+
+def test_assets_that_are_not_there(env: LiberoEnv, tmp_path: Path) -> None:
+    with pytest.raises(SimulatorError, match=r"cannot be built.*--set sim\.assets=primitive"):
+        LiberoEnv(TASK, SIM, Assets("libero", tmp_path, "none"))
+
+
+def test_bad_requests(env: LiberoEnv) -> None:
+    with pytest.raises(TaskError, match="official/50; libero_object/6 has 50, 0 to 49"):
+        env.reset(InitialState("official", 50))
+    with pytest.raises(SimulatorError, match=r"has shape \(110,\), found \(92,\)"):
+        env.reset(np.zeros(92))
+    env.reset(InitialState("official", 0))
+    with pytest.raises(SimulatorError, match="expected 7 finite numbers"):
+        env.step(np.full(7, np.nan))
+    with pytest.raises(SimulatorError, match="expected 7 finite numbers"):
+        env.step(np.zeros(6))

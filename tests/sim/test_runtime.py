@@ -1,0 +1,103 @@
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from subprocess import PIPE, run
+
+import pytest
+
+from stages.errors import SimulatorError
+from stages.sim import runtime
+from stages.sim.cache import cache_dir
+
+PREPARE = """
+from stages.params import SimParams
+from stages.sim.runtime import prepare
+prepare(SimParams(assets="primitive", assets_dir=None, renderer="osmesa", image_size=16, shadows=False, multisampling=0,
+                  action_repeat=1, settle_steps=0))
+import libero.libero.envs, robosuite, os
+assert os.environ["MUJOCO_GL"] == "osmesa"
+"""
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    true_version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name) or true_version(name))
+
+
+def test_the_installed_versions_pass() -> None:
+    runtime.check_versions()
+
+
+@pytest.mark.parametrize("version", ["3.3.3", "3.4.0", "3.8.1", "3.2.7", "2.3.7"])
+def test_other_mujocos_are_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    _pretend(monkeypatch, mujoco=version)
+    with pytest.raises(SimulatorError, match=rf"mujoco {version} is installed.*run: pip install mujoco==3\.3\.2"):
+        runtime.check_versions()
+
+
+def test_other_robosuites_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend(monkeypatch, robosuite="1.5.1")
+    with pytest.raises(SimulatorError, match=r"robosuite 1\.5\.1.*run: pip install robosuite==1\.4\.0"):
+        runtime.check_versions()
+
+
+def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(SimulatorError, match="mujoco is not installed"):
+        runtime.check_versions()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SimulatorError, match=r"pip install --no-deps hf-libero==0\.1\.4"):
+        runtime.check_versions()
+
+
+def test_prepare_asks_nothing_and_says_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "TGRPO_CACHE": str(tmp_path), "HOME": str(tmp_path / "home")}
+    done = run([sys.executable, "-c", PREPARE], env=environment, stdin=PIPE, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "libero" / "config.yaml").is_file()
+    assert not (tmp_path / "home" / ".libero").exists()
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment = {**os.environ, "TGRPO_CACHE": str(tmp_path / "file")}
+    done = run([sys.executable, "-c", PREPARE], env=environment, capture_output=True, text=True)
+    assert "SimulatorError: the cache folder" in done.stderr
+    assert "export TGRPO_CACHE=FOLDER" in done.stderr
+
+
+def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/h")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("TGRPO_CACHE", raising=False)
+    assert cache_dir() == Path("/h/.cache/tgrpo")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_dir() == Path("/x/tgrpo")
+    monkeypatch.setenv("TGRPO_CACHE", "/t")
+    assert cache_dir() == Path("/t")
+
+
+def test_backend_auto_keeps_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert runtime.choose_backend("auto") == "egl"
+    assert runtime.choose_backend("osmesa") == "osmesa"
+
+
+def test_osmesa_works() -> None:
+    runtime.probe_renderer("osmesa")
+
+
+def test_no_osmesa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_PROBE", "from OpenGL import platform\nraise ImportError('no library OSMesa')")
+    with pytest.raises(SimulatorError, match=r"no library OSMesa.*apt-get install libosmesa6"):
+        runtime.probe_renderer("osmesa")
+
+
+def test_an_unknown_renderer() -> None:
+    with pytest.raises(SimulatorError, match="there is no renderer 'glx'; known are osmesa, egl"):
+        runtime.probe_renderer("glx")
