@@ -1,0 +1,100 @@
+"""The handle of any artifact: what it is, and the few facts that a person, `jq` or the next stage wants on the line."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.errors import ArtifactError, UsageError
+from stages.store.handles import Handle, handle_for
+from stages.store.provenance import read_provenance, resolve_reference
+
+
+def describe(path: Path) -> Handle:
+    """The handle of the artifact at `path`, with the summary of its kind.
+
+    Raises:
+        ArtifactError: nothing there, or no whole artifact.
+    """
+    record = read_provenance(path)
+    summaries = {
+        "group": _group,
+        "advantages": _advantages,
+        "checkpoint": _checkpoint,
+        "eval": _evaluation,
+        "train": _evaluation_pair,
+    }
+    summarise = summaries.get(record["kind"])
+    return handle_for(path, summarise(path, record) if summarise else {})
+
+
+def expand(paths: list[Path], kind: str, command: str) -> Iterator[Handle]:
+    """Handles for the paths on a command's line; a plain folder stands for the artifacts in it, by name.
+
+    Raises:
+        UsageError: an artifact of another kind.
+        ArtifactError: a path that is neither an artifact nor a folder of artifacts.
+    """
+    for path in paths:
+        if not path.is_dir() or (path / "zarr.json").exists() or (path / "tgrpo.json").exists():
+            found = [path]
+        else:
+            found = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+            if not found:
+                raise ArtifactError(f"{path} holds no artifacts; expected a {kind} or a folder of them")
+        for entry in found:
+            handle = describe(entry)
+            if handle.kind != kind:
+                raise UsageError(f"tgrpo {command} needs a {kind}, but {entry} is of kind {handle.kind!r}")
+            yield handle
+
+
+def _group(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    summary = record["summary"]
+    return {
+        "initial_state": record["initial_state"],
+        "successes": summary["successes"],
+        "mean_return": round(summary["mean_return"], 3),
+        "mean_length": round(summary["mean_length"], 3),
+        **_links(path, record, "checkpoint"),
+    }
+
+
+def _advantages(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "a1": record["a1"],
+        "a2": record["a2"],
+        "used": record["used"],
+        "return_std": round(record["return_std"], 3),
+        **_links(path, record, "group"),
+    }
+
+
+def _checkpoint(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"iteration": record["details"]["iteration"], **_links(path, record, "parent")}
+
+
+def _evaluation(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    summary = json.loads((path / "summary.json").read_text())
+    fields = ("successes", "episodes", "success_rate", "low", "high", "temperature")
+    return {name: _rounded(summary[name]) for name in fields} | _links(path, record, "checkpoint")
+
+
+def _evaluation_pair(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    summary = json.loads((path / "summary.json").read_text())
+    return {
+        "iterations": summary["iterations"],
+        "before": _rounded(summary["before"]["success_rate"]),
+        "after": _rounded(summary["after"]["success_rate"]),
+    }
+
+
+def _rounded(value: float | int) -> float | int:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _links(path: Path, record: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The path, from the working directory, of the input that the next stage needs."""
+    recorded = record.get("inputs", {}).get(name)
+    return {name: Path(os.path.relpath(resolve_reference(recorded, path))).as_posix()} if recorded else {}

@@ -1,0 +1,71 @@
+"""The staged loop and the fused loop write the same bytes, and a run that was cut off ends like one that was not."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from stages.params import load_params
+from stages.store.artifacts import digest_of
+from stages.train import train
+from tests.conftest import Run, short
+
+SETTINGS = ("rollout.envs=2", "rollout.groups=2", "rollout.max_env_steps=24", "rollout.stop=each", "update.minibatch=8")
+
+
+def test_two_iterations_staged_fused_and_resumed_are_byte_identical(
+    tgrpo: Callable[..., Run], project: Path, monkeypatch
+) -> None:
+    sets = [part for item in SETTINGS for part in ("--set", item)]
+    previous = "data/embedded/openvla-tiny-butter"
+    for k in ("001", "002"):
+        for command in (
+            ["rollout", "--checkpoint", previous, "--out", f"data/staged/groups/{k}"],
+            ["advantage", f"data/staged/groups/{k}", "--out", f"data/staged/advantages/{k}"],
+            ["update", f"data/staged/advantages/{k}", "--out", f"data/staged/checkpoints/{k}"],
+        ):
+            run = tgrpo(*command, *sets)
+            assert run.code == 0, run.err
+        previous = f"data/staged/checkpoints/{k}"
+
+    monkeypatch.chdir(project)
+    params = load_params(
+        Path("params.yaml"), [*SETTINGS, "train.iterations=2", "eval.episodes=1", "eval.envs=1", "eval.videos=0"]
+    )
+    train(params, Path(params.policy.base), out=Path("data/fused"))
+
+    # Cut off within the second iteration: its second group and all that follows are missing.
+    shutil.copytree("data/fused", "data/resumed")
+    for lost in ("groups/002/001.zarr", "advantages/002", "checkpoints/002", "evals/after"):
+        shutil.rmtree(Path("data/resumed") / lost)
+    train(params, Path(params.policy.base), out=Path("data/resumed"), resume=True)
+
+    staged = Path("data/staged")
+    artifacts = [
+        path.relative_to(staged) for path in sorted(staged.glob("groups/*/*")) + sorted(staged.glob("[ac]*/*"))
+    ]
+    assert len(artifacts) == 4 + 2 + 2
+    for artifact in artifacts:
+        assert digest_of(staged / artifact) == digest_of(Path("data/fused") / artifact), artifact
+        assert digest_of(staged / artifact) == digest_of(Path("data/resumed") / artifact), artifact
+
+    # The seed decides: another one samples other actions.
+    other = tgrpo("rollout", "--out", "data/other", "--seed", 1, *sets)
+    assert other.code == 0, other.err
+    assert digest_of(project / "data/other/000.zarr") != digest_of(staged / "groups/001/000.zarr")
+
+
+def test_a_run_is_resumed_only_with_its_own_params(tgrpo: Callable[..., Run], project: Path) -> None:
+    args = [
+        "train",
+        "--out",
+        "data/run",
+        *short("eval.episodes=1", "eval.envs=1", "rollout.envs=2", "rollout.groups=1"),
+    ]
+    first = tgrpo(*args, "--iterations", 1)
+    assert first.code == 0, first.err
+    for name in ("curve.png", "history.csv", "summary.json", "evals/before/episodes.json"):
+        assert (project / "data" / "run" / name).stat().st_size > 0
+    assert tgrpo(*args, "--iterations", 1).code == 1
+    other = tgrpo(*args, "--iterations", 1, "--resume", "--set", "update.lr=0.1")
+    assert other.code == 1 and "another params.update.lr" in other.err
+    assert tgrpo(*args, "--iterations", 1, "--resume").handles == first.handles

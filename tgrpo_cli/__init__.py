@@ -1,0 +1,1 @@
+"""The `tgrpo` command line: each command parses, calls one stage and prints handles."""

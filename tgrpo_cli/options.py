@@ -1,0 +1,31 @@
+"""The options that several commands share, and how they become params."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from stages.params import Params
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The params file to read defaults from.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-S", metavar="SECTION.KEY=VALUE", help="Override one params value (repeatable)."),
+]
+Seed = Annotated[
+    int | None, typer.Option(help="Overrides params' seed: sampled actions, start states, weights, noise.")
+]
+TaskId = Annotated[str | None, typer.Option("--task", help="A LIBERO task, such as libero_object/6.")]
+Out = Annotated[Path | None, typer.Option(help="Where to write; default: the next free number under data/.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")]
+
+DEFAULT_PARAMS = Path("params.yaml")
+
+
+def read_params(path: Path, overrides: list[str] | None, **flags: object) -> "Params":
+    """params.yaml, then --set, then the command's own flags (named section__key, or a top-level key; None is not given)."""
+    from stages.params import load_params
+
+    given = [f"{name.replace('__', '.')}={value}" for name, value in flags.items() if value is not None]
+    return load_params(path, [*(overrides or []), *given])

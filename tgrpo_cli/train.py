@@ -1,0 +1,33 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tgrpo_cli.options import DEFAULT_PARAMS, Out, ParamsFile, Seed, Set, TaskId, read_params
+
+
+def command(
+    iterations: Annotated[int | None, typer.Option(help="Iterations of rollout, advantage, update.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Where to start; default: policy.base of params.")] = None,
+    reward: Annotated[Path | None, typer.Option(help="A reward artifact; default: the built-in one.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out, if there is one.")] = False,
+    task: TaskId = None,
+    out: Out = None,
+    seed: Seed = None,
+    params: ParamsFile = DEFAULT_PARAMS,
+    set_: Set = None,
+) -> None:
+    """Run the whole loop in one warm process: evaluate, iterate rollout, advantage and update, evaluate again.
+
+    Writes the same groups and checkpoints as the separate commands, byte for byte on a CPU.
+
+    Example:
+
+        tgrpo train --iterations 20 --out data/runs/first
+    """
+    from stages.train import train
+    from tgrpo_cli.output import HandlePrinter, reporter
+
+    resolved = read_params(params, set_, train__iterations=iterations, task=task, seed=seed)
+    handle = train(resolved, checkpoint or Path(resolved.policy.base), reward, out, reporter(), resume=resume)
+    HandlePrinter()(handle)
