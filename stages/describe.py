@@ -85,8 +85,8 @@ def _evaluation_pair(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     summary = json.loads((path / "summary.json").read_text())
     return {
         "iterations": summary["iterations"],
-        "before": _rounded(summary["before"]["success_rate"]),
-        "after": _rounded(summary["after"]["success_rate"]),
+        "before": [_rounded(evaluation["success_rate"]) for evaluation in summary["before"]],
+        "after": [_rounded(evaluation["success_rate"]) for evaluation in summary["after"]],
     }
 
 

@@ -69,6 +69,7 @@ class PolicyParams(Section):
 
     base: str  # a checkpoint folder
     device: str  # auto, cpu, cuda, cuda:0
+    threads: Positive  # of torch while learning on a CPU; acting takes one, beside the environments' processes
     lora: LoraParams
 
 
@@ -132,6 +133,7 @@ class EvalParams(Section):
 
 class TrainParams(Section):
     iterations: Positive
+    eval_temperatures: Annotated[list[NonNegativeFloat], Field(min_length=1)]  # at which both ends are evaluated
 
 
 class LoopStep(Section):

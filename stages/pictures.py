@@ -30,7 +30,9 @@ def _figure(**options: Any) -> "Figure":
     return Figure(layout="constrained", **options)
 
 
-def plot_history(out: Path, history: Sequence[dict[str, float]], before: dict[str, Any], after: dict[str, Any]) -> None:
+def plot_history(
+    out: Path, history: Sequence[dict[str, float]], before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
+) -> None:
     """Draws a run's history (one line per iteration) and the evaluations at its ends, with their intervals."""
     figure = _figure(figsize=(12, 6.5))
     axes = figure.subplots(2, 3).ravel()
@@ -40,11 +42,14 @@ def plot_history(out: Path, history: Sequence[dict[str, float]], before: dict[st
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("iteration", fontsize=9)
         axis.grid(alpha=0.3)
-    for at, summary in ((iteration[0] - 1, before), (iteration[-1], after)):
-        rate = summary["success_rate"]
-        spread = [[rate - summary["low"]], [summary["high"] - rate]]
-        axes[0].errorbar([at], [rate], yerr=spread, color="tab:orange", fmt="o", capsize=4)
-    axes[0].plot([], [], "o", color="tab:orange", label="evaluated on official states (95%)")
+    colours = ("tab:orange", "tab:green", "tab:red", "tab:purple")
+    for colour, *ends in zip(colours, before, after, strict=False):
+        for at, summary in zip((iteration[0] - 1, iteration[-1]), ends, strict=True):
+            rate = summary["success_rate"]
+            spread = [[rate - summary["low"]], [summary["high"] - rate]]
+            axes[0].errorbar([at], [rate], yerr=spread, color=colour, fmt="o", capsize=4)
+        label = f"official states, temperature {ends[0]['temperature']:g} (95%)"
+        axes[0].plot([], [], "o", color=colour, label=label)
     axes[0].set_ylim(-0.03, 1.03)
     axes[0].legend(fontsize=8)
     figure.savefig(out, dpi=110)

@@ -24,7 +24,7 @@ from stages.store.artifacts import atomic_directory, refuse_existing
 from stages.store.groups import open_group
 from stages.store.handles import Handle
 from stages.store.provenance import Manifest, reference, write_manifest
-from stages.workspace import next_path
+from stages.workspace import learning_threads, next_path
 
 
 def norm_stats(suite: str, actions: NDArray[np.float64], proprio: NDArray[np.float32]) -> dict[str, Any]:
@@ -133,7 +133,8 @@ def sft(
     policy = VLAPolicy.new(
         params.sft.architecture, first.image_size, stats, derive_seed(params.seed, "weights"), params.policy.device
     )
-    losses = clone(policy, column("image"), proprio, action, first.instruction, params, reporter)
+    with learning_threads(params):
+        losses = clone(policy, column("image"), proprio, action, first.instruction, params, reporter)
     with atomic_directory(out, overwrite=overwrite) as folder:
         policy.save_base(folder)
         write_manifest(

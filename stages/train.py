@@ -60,13 +60,10 @@ def train(
     out = out or next_path("runs")
     _claim(out, params, checkpoint, reward, resume)
     checkpoints = [checkpoint, *(checkpoint_path(out, k) for k in range(1, params.train.iterations + 1))]
-    before = _evaluate(params, checkpoint, out / "evals" / "before", reporter)
-    reporter.note(f"before training: {_line(before)}")
+    before = _evaluate(params, checkpoint, out / "evals", "before", reporter)
     _iterate(params, checkpoints, reward, out, reporter)
-    history = read_history(checkpoints[-1])
-    after = _evaluate(params, checkpoints[-1], out / "evals" / "after", reporter)
-    reporter.note(f"after {params.train.iterations} iterations: {_line(after)}")
-    return _conclude(params, out, checkpoint, checkpoints[-1], before, after, history)
+    after = _evaluate(params, checkpoints[-1], out / "evals", "after", reporter)
+    return _conclude(params, out, checkpoint, checkpoints[-1], before, after)
 
 
 def checkpoint_path(out: Path, iteration: int) -> Path:
@@ -105,7 +102,7 @@ def _iterate(params: Params, checkpoints: list[Path], reward: Path | None, out: 
                 weighed.append(out / "advantages" / f"{k:03d}" / group_at.name)
                 if not weighed[-1].exists():
                     weigh_group(open_group(group_at), params.advantage, weighed[-1])
-            row = learn(learner, [open_pair(path) for path in weighed], params.seed, iteration, reporter)
+            row = learn(learner, [open_pair(path) for path in weighed], params, iteration, reporter)
             history.append(row)
             parent_manifest = read_checkpoint(checkpoints[k - 1])
             write_checkpoint(
@@ -161,19 +158,31 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list
     return keys
 
 
-def _evaluate(params: Params, checkpoint: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
-    if not out.exists():
-        policy = open_policy(params, checkpoint)
-        with open_env(params, min(params.eval.envs, params.eval.episodes)) as env:
-            episodes = evaluate_policy(policy, env, params, reporter)
-        write_evaluation(out, checkpoint, episodes, params)
-    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
-    return summary
+def _evaluate(params: Params, checkpoint: Path, out: Path, when: str, reporter: Reporter) -> list[dict[str, Any]]:
+    """Evaluates at every temperature of params; what is on disk already is read. Returns the summaries."""
+    summaries = []
+    for temperature in params.train.eval_temperatures:
+        at = out / f"{when}-t{temperature:g}"
+        if not at.exists():
+            here = params.model_copy(update={"eval": params.eval.model_copy(update={"temperature": temperature})})
+            policy = open_policy(here, checkpoint)
+            with open_env(here, min(here.eval.envs, here.eval.episodes)) as env:
+                episodes = evaluate_policy(policy, env, here, reporter)
+            write_evaluation(at, checkpoint, episodes, here)
+        summary: dict[str, Any] = json.loads((at / "summary.json").read_text())
+        reporter.note(f"{when} training, {_temperature(temperature)}: {rate_line(summary)}")
+        summaries.append(summary)
+    return summaries
 
 
-def _line(summary: dict[str, Any]) -> str:
+def _temperature(temperature: float) -> str:
+    return "greedy" if temperature == 0 else f"sampled at temperature {temperature:g}"
+
+
+def rate_line(summary: dict[str, Any]) -> str:
+    """`35/50 = 70% (95% Wilson interval 56% to 81%)`."""
     return (
-        f"{summary['successes']}/{summary['episodes']} = {summary['success_rate']:.0%} of the official initial states "
+        f"{summary['successes']}/{summary['episodes']} = {summary['success_rate']:.0%} "
         f"({summary['confidence']:.0%} Wilson interval {summary['low']:.0%} to {summary['high']:.0%})"
     )
 
@@ -183,22 +192,44 @@ def _conclude(
     out: Path,
     start: Path,
     end: Path,
-    before: dict[str, Any],
-    after: dict[str, Any],
-    history: list[dict[str, float]],
+    before: list[dict[str, Any]],
+    after: list[dict[str, Any]],
 ) -> Handle:
+    history = read_history(end)
     write_history(out / "history.csv", history)
     plot_history(out / "curve.png", history, before, after)
     summary = {"iterations": params.train.iterations, "task": params.task, "before": before, "after": after}
     write_json(out / "summary.json", summary)
+    (out / "summary.md").write_text(_report(params, before, after))
     write_manifest(
         out,
         Manifest(
             kind="train",
-            params=params.model_dump(),
+            params=params.model_dump(exclude={"loop"}),
             seed=params.seed,
             inputs={"start": reference(start, out), "end": reference(end, out)},
             details={"task": params.task},
         ),
     )
     return describe(out)
+
+
+def _report(params: Params, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
+    """The run's result as Markdown. Whether the intervals overlap is said, so that nobody reads noise as a gain."""
+    rows = [
+        f"| {_temperature(b['temperature'])} | {rate_line(b)} | {rate_line(a)} | "
+        f"{'yes' if max(a['low'], b['low']) <= min(a['high'], b['high']) else 'no'} |"
+        for b, a in zip(before, after, strict=True)
+    ]
+    return "\n".join(
+        [
+            f"# {params.task} after {params.train.iterations} iterations, seed {params.seed}",
+            "",
+            f"Success on {before[0]['episodes']} official initial states, none of which training used.",
+            "",
+            "| acting | before | after | intervals overlap |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )

@@ -7,6 +7,7 @@ the same objective, with less correlated updates.
 """
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,7 +30,7 @@ from stages.store.artifacts import atomic_directory, digest_of, refuse_existing
 from stages.store.groups import Group, open_group
 from stages.store.handles import Handle
 from stages.store.provenance import Manifest, reference, resolve_reference, write_manifest
-from stages.workspace import next_path, open_policy, read_checkpoint
+from stages.workspace import learning_threads, next_path, open_policy, read_checkpoint
 
 if TYPE_CHECKING:
     from stages.policy.policy import TokenScores, VLAPolicy
@@ -236,7 +237,11 @@ UPDATE_COLUMNS = ("loss", "kl", "approx_kl", "ratio_mean", "ratio_max", "clip_fr
 
 
 def learn(
-    learner: Learner, pairs: Sequence[tuple[Group, Advantages]], seed: int, iteration: int, reporter: Reporter | None
+    learner: Learner,
+    pairs: Sequence[tuple[Group, Advantages]],
+    params: Params,
+    iteration: int,
+    reporter: Reporter | None,
 ) -> dict[str, float]:
     """The core: updates the learner on groups and their advantages; returns the iteration's line of the history.
 
@@ -247,7 +252,8 @@ def learn(
         (reporter or Silent()).note(f"iteration {iteration}: all groups have equal returns, nothing to learn from")
         metrics: dict[str, float] = {}
     else:
-        metrics = learner.update(decisions, derive_seed(seed, "update", iteration), reporter)
+        with learning_threads(params):
+            metrics = learner.update(decisions, derive_seed(params.seed, "update", iteration), reporter)
     return history_row(iteration, [group for group, _ in pairs], sum(a.attrs.used for _, a in pairs), metrics)
 
 
@@ -266,7 +272,7 @@ def write_checkpoint(
 ) -> Handle:
     """Writes the adapter, AdamW's state, the run's history so far and where it all comes from."""
     with atomic_directory(out, overwrite=overwrite) as folder:
-        learner.policy.save_adapter(folder, reference(base, out)["path"])
+        learner.policy.save_adapter(folder, os.path.relpath(base.absolute(), out.absolute()))
         save_file(learner.optimizer_state(), folder / OPTIMIZER)
         write_history(folder / HISTORY, history)
         write_manifest(
@@ -363,7 +369,7 @@ def update(
     refuse_existing(out, overwrite)
     learner = open_learner(params, checkpoint)
     iteration = manifest.details["iteration"] + 1
-    row = learn(learner, pairs, params.seed, iteration, reporter)
+    row = learn(learner, pairs, params, iteration, reporter)
     return write_checkpoint(
         learner,
         out,

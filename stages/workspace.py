@@ -1,5 +1,7 @@
 """What several stages open from params: the task's environments, the policy, the reward. And where artifacts go."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,17 +50,43 @@ def open_policy(params: Params, checkpoint: Path, trainable: bool = False) -> "V
                 f"{checkpoint} was made for sim.{key} = {made_for[key]}, but params say {getattr(params.sim, key)}; "
                 f"add --set sim.{key}={made_for[key]} or train a base for this setting with `tgrpo sft`"
             )
+    import torch
+
     from stages.policy.policy import VLAPolicy
 
+    torch.set_num_threads(1)  # see learning_threads
     return VLAPolicy.load(checkpoint, params.policy.device, trainable=trainable)
+
+
+@contextmanager
+def learning_threads(params: Params) -> Iterator[None]:
+    """Gives torch the params' threads while nothing else runs; one otherwise.
+
+    Two threads that act beside busy environment processes wait for each other and were measured 10 times slower. The
+    number is a param, because sums split over another number of threads round differently.
+    """
+    import torch
+
+    torch.set_num_threads(params.policy.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(1)
 
 
 def read_checkpoint(checkpoint: Path) -> Manifest:
     """A checkpoint's manifest.
 
     Raises:
-        ArtifactError: nothing whole there, or a kind of artifact that is no checkpoint.
+        ArtifactError: nothing whole there, a kind of artifact that is no checkpoint, or a published OpenVLA checkpoint,
+            whose image pipeline is not reproduced yet, so that it would be trained on images it does not know.
     """
+    published = (checkpoint / "config.json").exists() and not (checkpoint / "tgrpo.json").exists()
+    if published or checkpoint.as_posix().startswith("openvla/"):
+        raise ArtifactError(
+            f"{checkpoint} is a published OpenVLA checkpoint, and this version has no exact copy of its image pipeline yet; "
+            "expected a base that `tgrpo sft` wrote, such as the embedded data/embedded/openvla-tiny-butter"
+        )
     if not checkpoint.exists():
         raise ArtifactError(
             f"{checkpoint} does not exist; expected a checkpoint folder: make a base with `tgrpo demos | tgrpo sft`, "

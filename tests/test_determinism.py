@@ -35,7 +35,7 @@ def test_two_iterations_staged_fused_and_resumed_are_byte_identical(
 
     # Cut off within the second iteration: its second group and all that follows are missing.
     shutil.copytree("data/fused", "data/resumed")
-    for lost in ("groups/002/001.zarr", "advantages/002", "checkpoints/002", "evals/after"):
+    for lost in ("groups/002/001.zarr", "advantages/002", "checkpoints/002", "evals/after-t0", "evals/after-t1"):
         shutil.rmtree(Path("data/resumed") / lost)
     train(params, Path(params.policy.base), out=Path("data/resumed"), resume=True)
 
@@ -63,7 +63,7 @@ def test_a_run_is_resumed_only_with_its_own_params(tgrpo: Callable[..., Run], pr
     ]
     first = tgrpo(*args, "--iterations", 1)
     assert first.code == 0, first.err
-    for name in ("curve.png", "history.csv", "summary.json", "evals/before/episodes.json"):
+    for name in ("curve.png", "history.csv", "summary.json", "evals/before-t0/episodes.json"):
         assert (project / "data" / "run" / name).stat().st_size > 0
     assert tgrpo(*args, "--iterations", 1).code == 1
     other = tgrpo(*args, "--iterations", 1, "--resume", "--set", "update.lr=0.1")

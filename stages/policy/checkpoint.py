@@ -134,7 +134,7 @@ def load_adapter(model: OpenVLAForActionPrediction, path: Path, trainable: bool)
 
 
 def base_of(path: Path) -> Path:
-    """The base folder that an adapter names, seen from the working directory or else from the adapter's folder.
+    """The base folder that an adapter names, seen from the adapter's folder or else from the working directory.
 
     Raises:
         ArtifactError: none is recorded, or none lies there.
@@ -144,7 +144,7 @@ def base_of(path: Path) -> Path:
         raise ArtifactError(
             f"{path}/{ADAPTER_CONFIG} names no base_model_name_or_path; write its base checkpoint there"
         )
-    for candidate in (Path(base), path / base):
+    for candidate in (path / base, Path(base)):
         if candidate.is_dir():
             return candidate
     raise ArtifactError(

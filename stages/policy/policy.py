@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
-from stages.errors import ArtifactError, MismatchError
+from stages.errors import MismatchError, ParamsError
 from stages.params import ArchitectureParams, LoraParams
 from stages.policy import checkpoint
 from stages.policy.action_tokens import ActionCodec, ActionTokenizer
@@ -96,7 +96,7 @@ class VLAPolicy:
         """A fresh `openvla-tiny`, all parameters trainable; the same seed gives the same weights.
 
         Raises:
-            ParamsError: sizes that do not fit together.
+            ParamsError: sizes that do not fit together, or a device that is not there.
         """
         config = tiny_config(arch, image_size, norm_stats)
         with torch.random.fork_rng():
@@ -113,6 +113,7 @@ class VLAPolicy:
 
         Raises:
             ArtifactError: a folder that is missing, broken or does not fit together, naming the first weights.
+            ParamsError: a device that is not there.
         """
         path, adapter = Path(path), None
         if checkpoint.is_adapter(path):
@@ -173,16 +174,17 @@ class VLAPolicy:
             MismatchError: there is no adapter.
         """
         trained = [parameter for _, parameter in self.trainable_parameters()]
-        with self._require_adapter().disable_adapter():
-            self._adapter_off = True
-            try:
+        adapter = self._require_adapter()
+        self._adapter_off = True
+        try:
+            with adapter.disable_adapter():
                 yield
-            finally:
-                self._adapter_off = False
-        # peft leaves every adapter trainable when it switches adapters on again.
-        self.model.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        finally:
+            self._adapter_off = False
+            # peft leaves every adapter trainable when it switches adapters on again.
+            self.model.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     def act(
         self,
@@ -201,8 +203,10 @@ class VLAPolicy:
             temperature: of sampling; 0 takes the most likely token.
             generator: a CPU generator; the same state gives the same tokens. None draws from torch's global one.
         """
-        model, training = self._acting_model(), self.model.training
-        model.eval()
+        model = self._acting_model()
+        training = model.training
+        if training:
+            model.eval()
         with torch.inference_mode():
             draws = (
                 torch.rand(len(images), ACTION_DIM, dtype=torch.float64, generator=generator) if temperature else None
@@ -218,7 +222,8 @@ class VLAPolicy:
                 log_probs.append(every.gather(-1, index[:, None])[:, 0])
                 entropies.append(_entropy(every))
                 embeds = model.get_input_embeddings()(tokens[-1])[:, None]
-        self.model.train(training)
+        if training:
+            model.train()
         ids = torch.stack(tokens, 1).cpu().numpy()
         return Acted(
             tokens=ids,
@@ -290,7 +295,7 @@ class VLAPolicy:
         if self._merged is None or self._merged[0] != version:
             self._merged = None
             merged = copy.deepcopy(self._peft).merge_and_unload()
-            self._merged = version, merged.requires_grad_(False)
+            self._merged = version, merged.requires_grad_(False).eval()
         return self._merged[1]
 
     def _prompt(self, instruction: str) -> Tensor:
@@ -318,8 +323,15 @@ def _inverse_cdf(log_probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _device(name: str) -> torch.device:
+    """Raises ParamsError for a device that torch does not know or does not see."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ArtifactError(f"policy.device is {name}, but torch sees no CUDA device; set policy.device=cpu")
-    return torch.device(name)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ParamsError(f"policy.device = {name!r}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ParamsError(
+            f"policy.device = {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; set policy.device=auto"
+        )
+    return device

@@ -57,5 +57,5 @@ def make_domain(bddl_file: Path, *, cheap_robot: bool) -> Any:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise SimulatorError(
                 f"the scene of {bddl_file.stem} cannot be built: {type(error).__name__} {' '.join(str(error).split())};"
-                " is a file missing? run tgrpo doctor, or use --set sim.assets=primitive"
+                " the generated meshes are for libero_object, other suites need --set sim.assets=libero; see tgrpo doctor"
             ) from error

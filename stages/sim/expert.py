@@ -49,6 +49,7 @@ CLEARANCE = 0.025  # between the rim and what is carried over it
 HOVER = 0.10  # height over the grasp point at which the hand approaches
 FUNNEL = 0.012  # horizontal distance within which the hand goes all the way down
 REACH = 0.015  # distance at which the fingers may close
+LEVEL = 0.03  # height still missing at which the hand begins to carry sideways
 OVER_BASKET = 0.02  # horizontal distance to the basket's centre at which the object is let go
 GAIN = 18.0  # action units per metre of error
 
@@ -89,8 +90,7 @@ class PickPlaceExpert:
         self._phase = "approach"
 
     def act(self, scene: Scene) -> NDArray[np.float64]:
-        """One OSC_POSE action (7,) in [-1, 1] for a scene without leading axes: displacement, rotation (zero),
-        gripper."""
+        """One OSC_POSE action (7,) in [-1, 1] for a scene without leading axes; its rotation is zero."""
         hand = scene.ee_pos
         target = scene.object_pos[self._target]
         grasp = target + rotate(scene.object_quat[self._target], np.asarray(self._grasp.point))
@@ -103,13 +103,11 @@ class PickPlaceExpert:
 
         if over_basket and hand[2] > RIM - CLEARANCE:
             self._phase = "release"
-            drop = np.array(
-                [*(basket - target)[:2], RIM - hand[2]]
-            )  # down to the rim: a carton can hang on an open finger
-            return _action(drop, OPEN)
+            # Down to the rim while the fingers open: a carton can hang by its gable on an open finger.
+            return _action(np.array([*(basket - target)[:2], RIM - hand[2]]), OPEN)
         if in_reach and scene.grasped[self._target]:
             goal = np.array([*(basket - target + hand)[:2], carry_height])
-            if hand[2] < carry_height - 0.03:
+            if hand[2] < carry_height - LEVEL:
                 self._phase = "lift"
                 goal[:2] = hand[:2]
             else:

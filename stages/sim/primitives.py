@@ -109,8 +109,8 @@ def _visible_parts(name: str) -> tuple[shapes.Part, ...]:
 
 def _add_visible(body: ET.Element, part: shapes.Part) -> None:
     look = {"type": part.shape, "size": _text(part.size), "rgba": _text([*part.rgb, 1])}
-    weightless = {"group": "1", "contype": "0", "conaffinity": "0", "mass": "0"}
-    ET.SubElement(body, "geom", look | _pose(part.pos, part.quat) | weightless)
+    untouchable = {"group": "1", "contype": "0", "conaffinity": "0"}  # robosuite gives group 1 no mass either
+    ET.SubElement(body, "geom", look | _pose(part.pos, part.quat) | untouchable)
 
 
 def _scene_xml() -> bytes:

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 from stages.errors import ArtifactError, ParamsError
-from stages.policy.config import OpenVLAConfig, tiny_config
+from stages.policy.config import PUBLISHED_TOWERS, OpenVLAConfig, tiny_config
 from stages.policy.modeling import OpenVLAForActionPrediction
+from stages.policy.vision import VisionTower
 from tests.policy.tiny import ARCHITECTURE, make_policy
 
 
@@ -78,3 +81,19 @@ def test_another_vision_backbone_is_refused() -> None:
     config = OpenVLAConfig(use_fused_vision_backbone=False, vision_backbone_id="siglip-vit-so400m")
     with pytest.raises(ArtifactError, match="siglip-vit-so400m"):
         _ = config.towers
+
+
+def test_features_are_those_of_the_second_to_last_block() -> None:
+    """The published towers keep their last block and final norm, but no feature passes through them."""
+    tower = PUBLISHED_TOWERS["vit_large_patch14_reg4_dinov2.lvd142m"]
+    small = replace(tower, embed_dim=16, depth=3, num_heads=2, mlp_hidden=32)
+    vision = VisionTower(small, image_size=28, stem="patch", tail=True)
+    image = torch.randn(1, 3, 28, 28)
+    features = vision(image)
+    with torch.no_grad():
+        vision.blocks[2].mlp.fc2.bias.add_(1.0)
+        vision.norm.bias.add_(1.0)
+    torch.testing.assert_close(vision(image), features, rtol=0, atol=0)
+    with torch.no_grad():
+        vision.blocks[1].mlp.fc2.bias.add_(1.0)
+    torch.testing.assert_close(vision(image), features + 1.0)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.errors import ArtifactError, MismatchError
+from stages.errors import ArtifactError, MismatchError, ParamsError
 from stages.policy.policy import VLAPolicy
-from tests.policy.tiny import INSTRUCTION, LORA, NORM_STATS, make_policy, observations
+from tests.policy.tiny import ARCHITECTURE, INSTRUCTION, LORA, NORM_STATS, make_policy, observations
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -207,6 +207,12 @@ def test_images_of_another_size_are_refused(policy: VLAPolicy) -> None:
 def test_statistics_without_the_suite_are_refused(policy: VLAPolicy) -> None:
     with pytest.raises(ArtifactError, match="libero_goal"):
         VLAPolicy(policy.model, policy.tokenizer, policy.device, suite="libero_goal")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(ParamsError, match=rf"policy\.device = '{device}'"):
+        VLAPolicy.new(ARCHITECTURE, 32, NORM_STATS, 0, device)
 
 
 def test_encode_then_decode_is_the_action_up_to_a_bin(policy: VLAPolicy) -> None:
