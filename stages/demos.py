@@ -129,7 +129,7 @@ def demos(
     with open_env(params, workers) as env, reporter.bar("demos", wanted) as advance:
         task_objects(env.object_names)
         reward = task_reward(params, env.object_names)
-        limit = params.rollout.max_env_steps or env.task.max_env_steps
+        limit = env.task.max_env_steps
         kept = tried = 0
         while kept < wanted:
             if tried - kept > MOST_MISSES * wanted:

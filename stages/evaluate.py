@@ -194,7 +194,7 @@ def evaluate_policy(
         [InitialState("official", index) for index in range(params.eval.episodes)],
         params.eval.temperature,
         derive_seed(params.seed, "eval"),
-        params.rollout.max_env_steps or env.task.max_env_steps,
+        params.eval.max_env_steps or env.task.max_env_steps,
         reporter,
     )
 

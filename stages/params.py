@@ -128,6 +128,7 @@ class EvalParams(Section):
     episodes: Annotated[int, Field(ge=1, le=50)]
     temperature: NonNegativeFloat  # 0 is greedy
     envs: Positive
+    max_env_steps: NonNegative  # 0 takes the suite's own limit
     videos: NonNegative  # episodes to film
 
 

@@ -14,7 +14,7 @@ import pytest
 from stages.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
-SHORT = ("rollout.max_env_steps=24", "eval.videos=0")  # 6 decisions an episode
+SHORT = ("rollout.max_env_steps=24", "eval.max_env_steps=24", "eval.videos=0")  # 6 decisions an episode
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def test_advantage_needs_neither_torch_nor_the_simulator() -> None:
         (["advantage"], "what\n", 2, "is no handle"),
         (["advantage", "nowhere.zarr"], None, 1, "nowhere.zarr does not exist"),
         (["advantage", "data/embedded/openvla-tiny-butter"], None, 2, "of kind 'checkpoint'"),
-        (["update"], '{"kind": "group", "path": "x", "digest": "0"}\n', 2, "expected 'advantages'"),
+        (["update"], '{"kind": "group", "path": "x", "digest": "0"}\n', 2, "expected advantages"),
         (["sft", "data/embedded/openvla-tiny-butter"], None, 2, "of kind 'checkpoint'"),
         (["eval", "data"], None, 1, "no whole artifact"),
         (["inspect", "nowhere"], None, 1, "nowhere does not exist"),

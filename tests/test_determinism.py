@@ -29,7 +29,8 @@ def test_two_iterations_staged_fused_and_resumed_are_byte_identical(
 
     monkeypatch.chdir(project)
     params = load_params(
-        Path("params.yaml"), [*SETTINGS, "train.iterations=2", "eval.episodes=1", "eval.envs=1", "eval.videos=0"]
+        Path("params.yaml"),
+        [*SETTINGS, "train.iterations=2", "eval.episodes=1", "eval.envs=1", "eval.videos=0", "eval.max_env_steps=24"],
     )
     train(params, Path(params.policy.base), out=Path("data/fused"))
 
