@@ -33,11 +33,12 @@ def weigh_group(
             f"{group.path} has one trajectory, and advantages compare trajectories; sample with `tgrpo rollout --envs 4`"
         )
     reward, taken = group["reward"][:], group["mask"][:]
-    compared_reward, compared = reward, taken
-    if params.hold_success:
-        compared_reward, compared = hold_success(reward, taken, group["success"][:])
-    returns = trajectory_return(compared_reward, compared)
-    step = step_advantage(compared_reward, compared)
+    # A held success counts in the returns only. In S, the decisions of the others would be compared with a 16 for which
+    # nobody acts any more: all of them bad, no one to be good, and the policy is pushed off whatever it does late.
+    returns = trajectory_return(
+        *hold_success(reward, taken, group["success"][:]) if params.hold_success else (reward, taken)
+    )
+    step = step_advantage(reward, taken)
     trajectory = trajectory_advantage(returns)
     fused = fuse(step, trajectory, params.a1, params.a2)
     deviation = float(returns.std(ddof=1))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from stages.describe import describe
+from stages.errors import UsageError
 from stages.params import Params
 from stages.reporting import Reporter, Silent
 from stages.rewards.scorer import Scorer
@@ -136,7 +137,8 @@ def rollout(
     """Samples `rollout.groups` groups of `rollout.envs` trajectories; yields each handle as soon as its group is whole.
 
     Args:
-        out: the path of the group, or with several groups the folder for them; None numbers them under data/groups.
+        out: the path of the group when it ends in .zarr, else the folder for the groups; None numbers them under
+            data/groups.
 
     Raises:
         ArtifactError, MismatchError: see `open_policy`, `task_reward`.
@@ -163,10 +165,18 @@ def rollout(
 
 
 def group_path(out: Path | None, index: int, groups: int) -> Path:
-    """Where a group goes: `out` itself when it is the only one, else a numbered name in the folder `out`."""
+    """Where a group goes: `out` itself when that ends in .zarr, else a numbered name in the folder `out`.
+
+    Raises:
+        UsageError: several groups for one name.
+    """
     if out is None:
         return next_path("groups", ".zarr")
-    return out if groups == 1 and out.suffix == ".zarr" else out / f"{index:03d}.zarr"
+    if out.suffix != ".zarr":
+        return out / f"{index:03d}.zarr"
+    if groups > 1:
+        raise UsageError(f"--out {out} names one group, but {groups} are asked for; add --groups 1 or name a folder")
+    return out
 
 
 def group_inputs(path: Path, checkpoint: Path, reward: Path | None) -> dict[str, dict[str, str]]:

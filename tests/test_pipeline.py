@@ -84,7 +84,7 @@ def test_demonstrations_become_a_base_that_acts(tgrpo: Tgrpo, project: Path) -> 
 
     base = tgrpo("sft", "--updates", 3, "--set", "sft.batch_size=8", "--out", "data/base", stdin=demos.out)
     assert base.code == 0, base.err
-    rollout = tgrpo("rollout", "--envs", 2, "--checkpoint", "data/base", "--stop", "each", *short())
+    rollout = tgrpo("rollout", "--envs", 2, "--checkpoint", "data/base", "--stop", "each", "--groups", 1, *short())
     assert rollout.code == 0, rollout.err
     assert rollout.handles[0]["checkpoint"] == "data/base"
 
@@ -94,9 +94,9 @@ def test_demonstrations_become_a_base_that_acts(tgrpo: Tgrpo, project: Path) -> 
 
 
 def test_inputs_that_do_not_belong_together_are_refused(tgrpo: Tgrpo, project: Path) -> None:
-    group = tgrpo("rollout", "--envs", 2, "--out", "data/g.zarr", *short())
+    group = tgrpo("rollout", "--envs", 2, "--groups", 1, "--out", "data/g.zarr", *short())
     assert group.code == 0, group.err
-    again = tgrpo("rollout", "--envs", 2, "--out", "data/g.zarr", *short())
+    again = tgrpo("rollout", "--envs", 2, "--groups", 1, "--out", "data/g.zarr", *short())
     assert again.code == 1 and "exists" in again.err
 
     weighed = tgrpo("advantage", "--out", "data/a.zarr", stdin=group.out)
@@ -107,13 +107,13 @@ def test_inputs_that_do_not_belong_together_are_refused(tgrpo: Tgrpo, project: P
     assert mismatch.code == 1 and "is not the checkpoint that sampled" in mismatch.err
 
     # A group that changed after its handle was printed, or after its advantages were computed.
-    (project / "data" / "g.zarr" / "reward" / "c").rename(project / "data" / "g.zarr" / "reward" / "d")
+    next((project / "data" / "g.zarr" / "reward").glob("c.*")).unlink()
     changed = tgrpo("advantage", stdin=group.out)
     assert changed.code == 1 and len(changed.err.strip().splitlines()) == 1
     stale = tgrpo("update", "data/a.zarr")
     assert stale.code == 1 and len(stale.err.strip().splitlines()) == 1
 
-    single = tgrpo("rollout", "--envs", 1, "--out", "data/single.zarr", *short())
+    single = tgrpo("rollout", "--envs", 1, "--groups", 1, "--out", "data/single.zarr", *short())
     assert single.code == 0, single.err
     alone = tgrpo("advantage", "data/single.zarr")
     assert alone.code == 1 and "tgrpo rollout --envs 4" in alone.err
@@ -121,7 +121,7 @@ def test_inputs_that_do_not_belong_together_are_refused(tgrpo: Tgrpo, project: P
 
 def test_a_killed_rollout_leaves_nothing_that_looks_whole(project: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tgrpo_cli.main", "rollout", "--envs", "2", "--out", "data/g.zarr"],
+        [sys.executable, "-m", "tgrpo_cli.main", "rollout", "--envs", "2", "--groups", "1", "--out", "data/g.zarr"],
         cwd=project,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -157,7 +157,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(tgrpo: Tgrpo, project:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(small)], check=False).returncode:
         pytest.skip("cannot mount here")
     try:
-        run = tgrpo("rollout", "--envs", 2, "--out", "small/g.zarr", *short())
+        run = tgrpo("rollout", "--envs", 2, "--out", "small/g.zarr", "--groups", 1, *short())
         assert run.code == 1 and "disk is full" in run.err and "Traceback" not in run.err
         assert list(small.iterdir()) == []
     finally:

@@ -24,7 +24,7 @@ def command(
 ) -> None:
     """Sample trajectory groups with a policy in the simulator; each is printed as soon as it is whole.
 
-    With --out, one group is written to that path, several into that folder.
+    An --out that ends in .zarr names the group, any other the folder for the groups.
 
     Example:
 

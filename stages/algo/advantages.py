@@ -84,8 +84,8 @@ def hold_success(
         reward: (G, T); mask: (G, T), a prefix of true per trajectory; success: (G, T) the goal holds after decision t.
 
     Returns:
-        reward (G, T) and mask (G, T) for the comparison with eq. 6 and 7. The held steps are no decisions: train on the
-        original mask.
+        reward (G, T) and mask (G, T) for the returns of eq. 7. The held steps are no decisions: compare steps by eq. 6, and
+        train, on the original mask.
     """
     reward, mask, success = np.asarray(reward, np.float64), np.asarray(mask, np.bool_), np.asarray(success, np.bool_)
     length = mask.sum(axis=1)
