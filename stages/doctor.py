@@ -26,7 +26,7 @@ class Check:
     found: str
 
     def line(self) -> str:
-        return f"{('ok', 'note', 'FAIL')[self.severity]:<5}{self.name:<14}{self.found}"
+        return f"{('ok', 'note', 'FAIL')[self.severity]:<5}{self.name:<19}{self.found}"
 
 
 def examine(params: Params) -> Iterator[Check]:
