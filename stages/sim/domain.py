@@ -57,5 +57,5 @@ def make_domain(bddl_file: Path, *, cheap_robot: bool) -> Any:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise SimulatorError(
                 f"the scene of {bddl_file.stem} cannot be built: {type(error).__name__} {' '.join(str(error).split())};"
-                " the generated meshes are for libero_object, other suites need --set sim.assets=libero; see tgrpo doctor"
+                " generated meshes (--set sim.assets=primitive) serve libero_object, LIBERO's own (--set sim.assets=libero) every suite"
             ) from error
