@@ -11,7 +11,7 @@ from stages.store.advantages import Advantages, open_advantages
 from stages.store.groups import open_group
 
 sys.path.insert(0, str(Path(__file__).parent / "store"))
-from group_sample import LENGTHS, write_sample  # noqa: E402
+from group_sample import LENGTHS, write_sample
 
 
 def weigh(tmp_path: Path, params: Params, **changes: object) -> Advantages:

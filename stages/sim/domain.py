@@ -57,5 +57,5 @@ def make_domain(bddl_file: Path, *, cheap_robot: bool) -> Any:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise SimulatorError(
                 f"the scene of {bddl_file.stem} cannot be built: {type(error).__name__} {' '.join(str(error).split())};"
-                " generated meshes (--set sim.assets=primitive) serve libero_object, LIBERO's own (--set sim.assets=libero) every suite"
+                " use --set sim.assets=primitive for libero_object, sim.assets=libero for any suite"
             ) from error
