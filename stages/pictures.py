@@ -58,8 +58,7 @@ def plot_history(
 def plot_group(out: Path, group: "Group", advantages: "Advantages | None") -> None:
     """Draws a group: what each trajectory saw over time, and its rewards, returns and (when given) advantages."""
     length = group["length"][:]
-    returns = np.where(group["mask"][:], group["reward"][:], 0).sum(1)
-    succeeded = (group["success"][:] & group["mask"][:]).any(1)
+    returns, succeeded = group.returns(), group.successes()
     panels = 1 + (advantages is not None)
     figure = _figure(figsize=(12, 1.45 * group.trajectories + 2.6 * panels))
     above, below = np.asarray(
