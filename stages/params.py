@@ -33,8 +33,27 @@ class SimParams(Section):
     image_size: Annotated[int, Field(ge=16, le=1024)]  # pixels, square
     shadows: bool
     multisampling: Annotated[int, Field(ge=0, le=16)]
+    observe: Literal[
+        "libero", "latest"
+    ]  # image and proprioception two physics steps (4 ms) late as LIBERO's, or of now
     action_repeat: Positive  # environment steps (20 Hz) for which one decision is held; OpenVLA uses 1
     settle_steps: NonNegative  # no-op environment steps after a reset; LIBERO's protocol has 10
+    egl_device: NonNegative | None  # which GPU renders; null takes MUJOCO_EGL_DEVICE_ID, else the first that works
+    timeout_s: PositiveFloat  # a worker that is silent for longer is replaced, and its episode simulated again
+    max_restarts: NonNegative  # replacements of workers in one episode before the rollout gives up
+
+    def benchmark(self) -> "SimParams":
+        """These params with images, settling and decisions as in LIBERO's published evaluation; assets and renderer stay."""
+        return self.model_copy(
+            update={
+                "image_size": 256,
+                "shadows": True,
+                "multisampling": 4,
+                "observe": "libero",
+                "action_repeat": 1,
+                "settle_steps": 10,
+            }
+        )
 
 
 class VisionTowerParams(Section):

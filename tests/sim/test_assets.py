@@ -11,17 +11,7 @@ from stages.errors import SimulatorError
 from stages.params import SimParams
 from stages.sim import assets, primitives
 from stages.sim.assets import resolve_assets
-
-SIM = SimParams(
-    assets="primitive",
-    assets_dir=None,
-    renderer="osmesa",
-    image_size=48,
-    shadows=False,
-    multisampling=0,
-    action_repeat=4,
-    settle_steps=10,
-)
+from tests.sim.sample import SIM
 
 
 def _params(**changes: object) -> SimParams:

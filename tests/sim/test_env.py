@@ -11,24 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from stages.errors import SimulatorError, TaskError
-from stages.params import SimParams
 from stages.sim.assets import Assets, resolve_assets
 from stages.sim.env import NO_OP, LiberoEnv
 from stages.sim.tasks import load_task, official_states, task_object_names
 from stages.types import InitialState, Task
-
-TASK = load_task("libero_object/6")
-SIM = SimParams(
-    assets="primitive",
-    assets_dir=None,
-    renderer="osmesa",
-    image_size=48,
-    shadows=False,
-    multisampling=0,
-    action_repeat=4,
-    settle_steps=10,
-)
-LIBERO_ASSETS = Path(__file__).parents[2].parent / "shared" / "libero-assets"
+from tests.sim.sample import LIBERO_ASSETS, SIM, TASK
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +29,9 @@ def env() -> Iterator[LiberoEnv]:
 def reference(env: LiberoEnv) -> Any:
     """LIBERO's own environment, with the hard reset and the step of its evaluation."""
     return _libero(TASK)
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def _libero(task: Task, seed: int = 0) -> Any:
@@ -113,11 +103,10 @@ def test_equals_liberos_own_environment_on_other_suites(task_id: str) -> None:
 
 FRESH = """
 import sys
-sys.path.insert(0, sys.argv[1])
-from test_env import *
-from test_env import _random_actions, _states
+from tests.sim.test_env import *
+from tests.sim.test_env import _random_actions, _states
 env = LiberoEnv(TASK, SIM, resolve_assets(SIM))
-env.reset(InitialState(sys.argv[2], 3))
+env.reset(InitialState(sys.argv[1], 3))
 sys.stdout.buffer.write(np.stack([env.state(), *_states(env, _random_actions(30))]).tobytes())
 """
 
@@ -128,8 +117,8 @@ def test_an_episode_does_not_depend_on_what_was_before(env: LiberoEnv, source: L
     _states(env, np.tile([0.3, -0.4, -1, 0.2, 0.1, 0.5, 1], (25, 1)))  # hand down and turned, fingers closed
     env.reset(InitialState(source, 3))
     used = np.stack([env.state(), *_states(env, _random_actions(30))])
-    command = [sys.executable, "-c", FRESH, str(Path(__file__).parent), source]
-    done = subprocess.run(command, capture_output=True, check=True)
+    command = [sys.executable, "-c", FRESH, source]
+    done = subprocess.run(command, capture_output=True, check=True, cwd=ROOT)
     np.testing.assert_array_equal(used, np.frombuffer(done.stdout).reshape(used.shape))
 
 

@@ -7,23 +7,13 @@ import numpy as np
 import pytest
 
 from stages.errors import TaskError
-from stages.params import SimParams
 from stages.sim.assets import resolve_assets
 from stages.sim.env import LiberoEnv
 from stages.sim.expert import GRASPS, PickPlaceExpert, rotate
 from stages.sim.tasks import load_task
 from stages.types import InitialState, Scene
+from tests.sim.sample import SIM
 
-SIM = SimParams(
-    assets="primitive",
-    assets_dir=None,
-    renderer="osmesa",
-    image_size=48,
-    shadows=False,
-    multisampling=0,
-    action_repeat=4,
-    settle_steps=10,
-)
 NAMES = ("butter_1", "basket_1")
 BUTTER, BASKET = (-0.12, -0.24, 0.009), (0.0, 0.26, 0.0)
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stages.params import SimParams
 from stages.sim import primitive_shapes as shapes
 from stages.sim import primitives
 from stages.sim.assets import resolve_assets
@@ -18,8 +17,8 @@ from stages.sim.env import LiberoEnv
 from stages.sim.expert import PickPlaceExpert
 from stages.sim.tasks import load_task
 from stages.types import InitialState
+from tests.sim.sample import LIBERO_ASSETS, SIM
 
-LIBERO_ASSETS = Path(__file__).parents[2].parent / "shared" / "libero-assets"
 OBJECTS = sorted(shapes.BOXES)
 
 needs_libero_assets = pytest.mark.skipif(not LIBERO_ASSETS.is_dir(), reason="LIBERO's own assets are not here")
@@ -127,16 +126,7 @@ def test_episode_is_that_of_liberos_meshes(index: int) -> None:
     task = load_task(f"libero_object/{index}")
     episodes = []
     for kind, folder in (("primitive", None), ("libero", str(LIBERO_ASSETS))):
-        sim = SimParams(
-            assets=kind,
-            assets_dir=folder,
-            renderer="osmesa",
-            image_size=48,
-            shadows=False,
-            multisampling=0,
-            action_repeat=4,
-            settle_steps=10,
-        )
+        sim = SIM.model_copy(update={"assets": kind, "assets_dir": folder})
         env = LiberoEnv(task, sim, resolve_assets(sim))
         expert = PickPlaceExpert(env.object_names, env.object_names[0])
         states = []

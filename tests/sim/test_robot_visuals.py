@@ -4,22 +4,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from stages.params import SimParams
 from stages.sim.assets import resolve_assets
 from stages.sim.env import LiberoEnv
 from stages.sim.robot_visuals import cheapen_robot, cluster_vertices
 from stages.sim.tasks import load_task
-
-SIM = SimParams(
-    assets="primitive",
-    assets_dir=None,
-    renderer="osmesa",
-    image_size=48,
-    shadows=False,
-    multisampling=0,
-    action_repeat=4,
-    settle_steps=10,
-)
+from tests.sim.sample import SIM
 
 
 @pytest.fixture(scope="module")

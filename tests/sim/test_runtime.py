@@ -12,10 +12,9 @@ from stages.sim import runtime
 from stages.sim.cache import cache_dir
 
 PREPARE = """
-from stages.params import SimParams
 from stages.sim.runtime import prepare
-prepare(SimParams(assets="primitive", assets_dir=None, renderer="osmesa", image_size=16, shadows=False, multisampling=0,
-                  action_repeat=1, settle_steps=0))
+from tests.sim.sample import SIM
+prepare(SIM)
 import libero.libero.envs, robosuite, os
 assert os.environ["MUJOCO_GL"] == "osmesa"
 """

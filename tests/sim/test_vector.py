@@ -12,24 +12,14 @@ import numpy as np
 import pytest
 
 from stages.errors import SimulatorError, TaskError
-from stages.params import SimParams
 from stages.sim.assets import resolve_assets
 from stages.sim.env import LiberoEnv
-from stages.sim.tasks import load_task, official_states
+from stages.sim.tasks import official_states
 from stages.sim.vector import VectorEnv
 from stages.types import InitialState, VectorObservation
+from tests.sim.sample import SIM, TASK
 
-TASK = load_task("libero_object/6")
-SIM = SimParams(
-    assets="primitive",
-    assets_dir=None,
-    renderer="osmesa",
-    image_size=48,
-    shadows=False,
-    multisampling=0,
-    action_repeat=3,
-    settle_steps=10,
-)
+SIM = SIM.model_copy(update={"action_repeat": 3})
 STARTS = [InitialState("official", 4), InitialState("sampled", 11)]
 
 
@@ -159,10 +149,9 @@ def test_a_silent_worker_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PARENT = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
+import time
 if __name__ == "__main__":
-    import test_vector as t
+    import tests.sim.test_vector as t
     vector = t.VectorEnv(t.TASK, 1, t.SIM)
     vector.reset(t.STARTS[:1])
     print(*t._pids(vector), flush=True)
@@ -176,7 +165,7 @@ def test_workers_go_with_their_parent_and_stdout_is_clean(tmp_path: Path, how: s
     script.write_text(PARENT)
     shared = set(Path("/dev/shm").glob("*")) if Path("/dev/shm").is_dir() else set()
     parent = subprocess.Popen(
-        [sys.executable, str(script), str(Path(__file__).parent)],
+        [sys.executable, str(script)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
