@@ -3,8 +3,10 @@
 Differences from LIBERO's own environment, by purpose:
 
 - A reset does not rebuild the model. It restores what the rebuild would: data, fixtures, controller and gripper.
-- Images, poses and proprioception are those of the state after the last physics step of an environment step; LIBERO's
-  lag one physics step (2 ms) behind. Success lags in both, so an episode ends at the same step.
+- Only what is asked for is observed. With `sim.observe: libero` images and proprioception are LIBERO's, which it takes
+  before the environment step ends; with `latest` they are those of the state that the step ended in. A scene, which
+  rewards read, is always of that state. Success lags one physics step (2 ms) in all, so episodes end at the same step.
+- MuJoCo's sensors are off: nothing reads them, and they do not act on the physics.
 """
 
 import contextlib
@@ -17,14 +19,16 @@ from numpy.typing import NDArray
 from stages.errors import SimulatorError, TaskError
 from stages.params import SimParams
 from stages.sim.assets import Assets
+from stages.sim.observation_clock import ObservationClock
 from stages.sim.renderer import Renderer
 from stages.sim.runtime import choose_backend, first_compilation, prepare, quiet
 from stages.sim.tasks import official_states
 from stages.types import ACTION_DIM, InitialState, Scene, Task
 
-PHYSICS_STEPS = 25  # of 2 ms each, in one environment step
 NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # stand still, fingers open; with it LIBERO lets a scene settle
 _PLACEMENT_ATTEMPTS = 100
+_INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # what the next physics step depends on, warm start included
+_XYZW = [1, 2, 3, 0]  # from MuJoCo's order of a quaternion
 
 
 class LiberoEnv:
@@ -41,6 +45,8 @@ class LiberoEnv:
         task: the task.
         object_names: the movable objects, in the order of the BDDL file; the O axis of `Scene`.
         state_size: S, entries of a flattened state.
+        snapshot_size: entries of a snapshot.
+        model, data: MuJoCo's own; writing to them is at the writer's risk.
 
     Raises:
         SimulatorError: a missing package, a refused version, no renderer, or assets that do not load.
@@ -52,13 +58,15 @@ class LiberoEnv:
         self._sim = sim
         self._renderer: Renderer | None = None
         self._success: bool | None = None  # None until the first reset
-        self._fresh = True
-        self._synced = False
+        self._visuals_due = False
+        self._synced = self._viewed = False
+        self._clock = ObservationClock()
         with first_compilation():
             self._build(assets)
             self._hard_reset(0)
             self._advance(NO_OP)
-        self.state_size = 1 + self._model.nq + self._model.nv
+        self.state_size = 1 + self.model.nq + self.model.nv
+        self.snapshot_size = sum(part.size for part in self._parts())
 
     def reset(self, start: InitialState | NDArray[np.float64]) -> None:
         """Starts an episode.
@@ -78,10 +86,10 @@ class LiberoEnv:
         else:
             state, seed, settle_steps = start, 0, 0
         self._hard_reset(seed)
+        self._clock.start(forced=1 if state is None else 2)
         if state is not None:
-            self.set_state(state)
-        else:
-            self._judge()
+            self._put(state)
+        self._show()
         for _ in range(settle_steps):
             self.step(NO_OP)
 
@@ -101,35 +109,49 @@ class LiberoEnv:
             )
         if np.shape(action) != (ACTION_DIM,) or not np.isfinite(action).all():  # MuJoCo would reset itself, in silence
             raise SimulatorError(f"{self.task.id} was given the action {action}; expected {ACTION_DIM} finite numbers")
+        self._update_visuals()
         self._advance(np.asarray(action, np.float64))
         return self._judge()
 
+    def snapshot(self) -> NDArray[np.float64]:
+        """All that decides what the next steps do and show, (snapshot_size,). For an environment of the same task."""
+        return np.concatenate([part.ravel() for part in self._parts()])
+
+    def restore(self, snapshot: NDArray[np.float64]) -> None:
+        """Goes back, or over, to where a snapshot was taken: the same actions then give the same states and images."""
+        if np.shape(snapshot) != (self.snapshot_size,):
+            raise SimulatorError(
+                f"a snapshot of {self.task.id} has shape ({self.snapshot_size},), found {np.shape(snapshot)}"
+            )
+        parts = self._parts()
+        pieces = np.split(snapshot, np.cumsum([part.size for part in parts])[:-1])
+        for part, piece in zip(parts, pieces, strict=True):
+            part[...] = piece.reshape(part.shape)
+        flags, integration = parts[:2]
+        self._success, self._visuals_due = bool(flags[0]), bool(flags[1])
+        self._clock.memory = (flags[2], flags[3])
+        mujoco.mj_setState(self.model, self.data, integration, _INTEGRATION)
+        self._synced = self._viewed = False
+
     def state(self) -> NDArray[np.float64]:
         """The flattened MuJoCo state (S,): time, qpos, qvel."""
-        return np.concatenate([[self._data.time], self._data.qpos, self._data.qvel])
+        return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
 
     def set_state(self, state: NDArray[np.float64]) -> None:
         """Shows a state (S,) as it is, to render it or to read its scene. To go on from a state, `reset` to it."""
-        if np.shape(state) != (self.state_size,):
-            raise SimulatorError(
-                f"a state of {self.task.id} has shape ({self.state_size},), found {np.shape(state)}; another task's?"
-            )
-        self._data.time = state[0]
-        self._data.qpos[:] = state[1 : 1 + self._model.nq]
-        self._data.qvel[:] = state[1 + self._model.nq :]
-        mujoco.mj_forward(self._model, self._data)
-        self._judge()
+        self._put(state)
+        self._show()
 
     def scene(self) -> Scene:
         """What rewards may read, without leading axes. `success` is that of the last step (see the file's top)."""
         self._sync()
-        data = self._data
+        data = self.data
         return Scene(
             ee_pos=data.site_xpos[self._grip_site].copy(),
-            ee_quat=_xyzw(data.xquat[self._hand_body]),
+            ee_quat=data.xquat[self._hand_body, _XYZW],
             gripper_qpos=data.qpos[self._finger_qpos],
             object_pos=data.xpos[self._object_bodies],
-            object_quat=_xyzw(data.xquat[self._object_bodies]),
+            object_quat=data.xquat[self._object_bodies][:, _XYZW],
             grasped=self._grasped(),
             success=np.array(bool(self._success)),
         )
@@ -138,10 +160,12 @@ class LiberoEnv:
         """What OpenVLA-OFT reads in LIBERO, (8,): grip site (m), hand as axis-angle (rad), finger joints (m)."""
         from robosuite.utils.transform_utils import quat2axisangle
 
-        self._sync()
-        axis_angle = quat2axisangle(_xyzw(self._data.xquat[self._hand_body]))
-        fingers = self._data.qpos[self._finger_qpos]
-        return np.concatenate([self._data.site_xpos[self._grip_site], axis_angle, fingers]).astype(np.float32)
+        view = self._view()
+        axis_angle = quat2axisangle(view.xquat[self._hand_body, _XYZW])
+        joints = self._shown[1] if self._sim.observe == "libero" else self.data.qpos
+        return np.concatenate([view.site_xpos[self._grip_site], axis_angle, joints[self._finger_qpos]]).astype(
+            np.float32
+        )
 
     def render(self, size: int | None = None, camera: str = "agentview") -> NDArray[np.uint8]:
         """The camera's image (H, W, 3), RGB: LIBERO's raw frame rotated by 180 degrees, as OpenVLA sees it.
@@ -149,18 +173,25 @@ class LiberoEnv:
         Args:
             size: pixels of the square image; None takes `sim.image_size`.
             camera: a camera of the scene, such as `agentview`, `frontview` or `robot0_eye_in_hand`.
+
+        Raises:
+            SimulatorError: the scene has no such camera.
         """
+        cameras = [self.model.camera(index).name for index in range(self.model.ncam)]
+        if camera not in cameras:
+            raise SimulatorError(f"there is no camera {camera!r} in {self.task.id}; it has {', '.join(cameras)}")
         size = size or self._sim.image_size
         if self._renderer is None:
             self._renderer = Renderer(
-                self._model,
+                self.model,
                 choose_backend(self._sim.renderer),
                 size=size,
                 shadows=self._sim.shadows,
                 multisampling=self._sim.multisampling,
             )
-        self._sync()
-        return self._renderer.render(self._data, self._model.camera(camera).id, size)[::-1, ::-1]
+        if self._sim.observe == "latest":
+            self._update_visuals()
+        return self._renderer.render(self._view(), cameras.index(camera), size)[::-1, ::-1]
 
     def close(self) -> None:
         """Frees the renderer and the simulation. May be called twice."""
@@ -173,29 +204,32 @@ class LiberoEnv:
         from stages.sim.domain import make_domain
 
         with quiet(), _numpy_seed(0):
-            self._env = make_domain(self.task.bddl_file, cheap_robot=assets.kind == "primitive")
+            self._env = make_domain(self.task.bddl_file, cheap_robot=assets.kind == "primitive" and self._sim.observe == "latest")
             self._env.visualize(
                 dict.fromkeys(self._env._visualizations, False)
             )  # hides helper sites, as LIBERO's reset
         # LIBERO appends these whenever it rebuilds the model, so its first reset draws each of them twice.
         self._env.object_property_initializers *= 2
-        self._model: mujoco.MjModel = self._env.sim.model._model
-        self._data: mujoco.MjData = self._env.sim.data._data
+        self.model: mujoco.MjModel = self._env.sim.model._model
+        self.data: mujoco.MjData = self._env.sim.data._data
+        self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+        self._viewed_data = mujoco.MjData(self.model)
+        self._shown = np.tile(self.data.qpos, (2, 1))
         robot = self._env.robots[0]
-        self._controller = OscPoseController(self._model, self._data, robot)
+        self._controller = OscPoseController(self.model, self.data, robot)
         self._finger_qpos = list(robot._ref_gripper_joint_pos_indexes)
         self._grip_site = robot.eef_site_id
-        self._hand_body = self._model.body(robot.robot_model.eef_name).id
+        self._hand_body = self.model.body(robot.robot_model.eef_name).id
         self.object_names: tuple[str, ...] = tuple(self._env.objects_dict)
         self._object_bodies = [self._env.obj_body_id[name] for name in self.object_names]
-        self._geom_object = np.full(self._model.ngeom, -1)  # the object that a geom belongs to
+        self._geom_object = np.full(self.model.ngeom, -1)  # the object that a geom belongs to
         for index, name in enumerate(self.object_names):
             for geom in self._env.objects_dict[name].contact_geoms:
-                self._geom_object[self._model.geom(geom).id] = index
-        self._pads = [
-            [self._model.geom(name).id for name in robot.gripper.important_geoms[side]]
-            for side in ("left_fingerpad", "right_fingerpad")
-        ]
+                self._geom_object[self.model.geom(geom).id] = index
+        self._geom_finger = np.full(self.model.ngeom, -1)  # the finger whose pad a geom is
+        for index, side in enumerate(("left_fingerpad", "right_fingerpad")):
+            for geom in robot.gripper.important_geoms[side]:
+                self._geom_finger[self.model.geom(geom).id] = index
 
     def _official_state(self, index: int) -> NDArray[np.float64]:
         states = official_states(self.task)
@@ -212,10 +246,11 @@ class LiberoEnv:
         with quiet(), _numpy_seed(seed):
             for attempt in range(_PLACEMENT_ATTEMPTS):
                 # The samplers read where fixtures are before they move them: give them the model as it was built.
-                self._model.body_pos[:] = self._env.built_body_pos
-                self._model.body_quat[:] = self._env.built_body_quat
+                self.model.body_pos[:] = self._env.built_body_pos
+                self.model.body_quat[:] = self._env.built_body_quat
                 self._env.sim.reset()
-                mujoco.mj_forward(self._model, self._data)
+                for _ in range(2):  # once for the new model, once for its renderer; each warms the next solve's start
+                    mujoco.mj_forward(self.model, self.data)
                 try:
                     self._env._reset_internal()
                     break
@@ -224,56 +259,76 @@ class LiberoEnv:
                         raise SimulatorError(
                             f"the objects of {self.task.id} have no place in {_PLACEMENT_ATTEMPTS} draws of seed {seed}"
                         ) from None
-        mujoco.mj_forward(self._model, self._data)
+        mujoco.mj_forward(self.model, self.data)
         self._controller.reset()
-        self._fresh = True
 
     def _advance(self, action: NDArray[np.float64]) -> None:
-        new_action: NDArray[np.float64] | None = action
-        for _ in range(PHYSICS_STEPS):
-            mujoco.mj_step1(self._model, self._data)
-            self._solve(1 if self._fresh else 2)
-            self._controller.control(new_action)
-            mujoco.mj_step2(self._model, self._data)
-            new_action, self._fresh = None, False
+        self._controller.advance(action, self._clock.pass_env_step(), self._shown)
 
-    def _solve(self, times: int) -> None:
-        """Solves for the constraint forces with the last controls, as often as robosuite does on top of its `mj_step`.
+    def _put(self, state: NDArray[np.float64]) -> None:
+        if np.shape(state) != (self.state_size,):
+            raise SimulatorError(
+                f"a state of {self.task.id} has shape ({self.state_size},), found {np.shape(state)}; another task's?"
+            )
+        self.data.time = state[0]
+        self.data.qpos[:] = state[1 : 1 + self.model.nq]
+        self.data.qvel[:] = state[1 + self.model.nq :]
+        mujoco.mj_forward(self.model, self.data)
 
-        The results are thrown away, but each solve starts where the one before it ended: without them the states drift
-        from robosuite's by 1e-13 a step. Positions and velocities need no second pass, which is what makes this cheap.
-        """
-        mujoco.mj_fwdActuation(self._model, self._data)
-        mujoco.mj_fwdAcceleration(self._model, self._data)
-        for _ in range(times):
-            mujoco.mj_fwdConstraint(self._model, self._data)
+    def _show(self) -> None:
+        """Takes the present state for the observation, as LIBERO does after a reset."""
+        self._shown[:] = self.data.qpos
+        self._judge()
+        self._update_visuals()
 
     def _judge(self) -> bool:
-        """LIBERO's own goal predicate and visual changes (a red stove), on what the last physics step computed."""
+        """LIBERO's own goal predicate, on what the last physics step computed."""
         self._success = bool(self._env._check_success())
-        self._env._post_process()
-        self._synced = False
+        self._visuals_due = True
+        self._synced = self._viewed = False
         return self._success
+
+    def _update_visuals(self) -> None:
+        """LIBERO's visual changes (a red stove). They come after its image of the same step, but before the next."""
+        if self._visuals_due:
+            self._env._post_process()
+            self._visuals_due = False
+
+    def _parts(self) -> list[NDArray[np.float64]]:
+        """What a snapshot is made of: flags, MuJoCo's integration state, and arrays that are written in place."""
+        flags = np.array([bool(self._success), self._visuals_due, *self._clock.memory], np.float64)
+        integration = np.empty(mujoco.mj_stateSize(self.model, _INTEGRATION))
+        mujoco.mj_getState(self.model, self.data, integration, _INTEGRATION)
+        model = self.model  # fixtures are placed, and stoves coloured, by writing to the model
+        return [
+            *(flags, integration, self._shown, self._controller.memory),
+            *(model.body_pos, model.body_quat, model.site_rgba),
+        ]
 
     def _sync(self) -> None:
         """Computes poses and contacts of the current state; a physics step leaves those of the state before it."""
         if not self._synced:
-            mujoco.mj_fwdPosition(self._model, self._data)
+            mujoco.mj_fwdPosition(self.model, self.data)
             self._synced = True
+
+    def _view(self) -> mujoco.MjData:
+        """The poses that images and proprioception show, apart from the simulation, which goes on elsewhere."""
+        if not self._viewed:
+            self._viewed_data.qpos[:] = self._shown[0] if self._sim.observe == "libero" else self.data.qpos
+            mujoco.mj_kinematics(self.model, self._viewed_data)
+            mujoco.mj_comPos(self.model, self._viewed_data)
+            mujoco.mj_camlight(self.model, self._viewed_data)
+            self._viewed = True
+        return self._viewed_data
 
     def _grasped(self) -> NDArray[np.bool_]:
         """(O,) whether an object touches the pads of both fingers."""
-        pairs = self._data.contact.geom
+        pairs = self.data.contact.geom
+        fingers, objects = self._geom_finger[pairs], self._geom_object[pairs[:, ::-1]]
+        meet = (fingers >= 0) & (objects >= 0)
         touched = np.zeros((2, len(self.object_names)), np.bool_)
-        for finger, pads in enumerate(self._pads):
-            for mine, other in ((0, 1), (1, 0)):
-                objects = self._geom_object[pairs[np.isin(pairs[:, mine], pads), other]]
-                touched[finger, objects[objects >= 0]] = True
+        touched[fingers[meet], objects[meet]] = True
         return touched[0] & touched[1]
-
-
-def _xyzw(wxyz: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.roll(wxyz, -1, axis=-1)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The environment against LIBERO's own: scenes and physics are real, the assets are the project's primitives."""
+"""One environment: scenes and physics are real, the assets are the project's primitives. See test_fidelity too."""
 
 import subprocess
 import sys
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from stages.errors import SimulatorError, TaskError
 from stages.sim.assets import Assets, resolve_assets
-from stages.sim.env import NO_OP, LiberoEnv
-from stages.sim.tasks import load_task, official_states, task_object_names
-from stages.types import InitialState, Task
-from tests.sim.sample import LIBERO_ASSETS, SIM, TASK
+from stages.sim.env import LiberoEnv
+from stages.sim.tasks import official_states, task_object_names
+from stages.types import InitialState
+from tests.sim.sample import SIM, TASK
 
 
 @pytest.fixture(scope="module")
@@ -27,26 +27,16 @@ def env() -> Iterator[LiberoEnv]:
 
 @pytest.fixture(scope="module")
 def reference(env: LiberoEnv) -> Any:
-    """LIBERO's own environment, with the hard reset and the step of its evaluation."""
-    return _libero(TASK)
-
-
-ROOT = Path(__file__).parents[2]
-
-
-def _libero(task: Task, seed: int = 0) -> Any:
+    """LIBERO's own environment."""
     from libero.libero.envs.env_wrapper import ControlEnv
 
-    reference = ControlEnv(str(task.bddl_file), has_offscreen_renderer=False, use_camera_obs=False)
-    reference.seed(seed)
+    reference = ControlEnv(str(TASK.bddl_file), has_offscreen_renderer=False, use_camera_obs=False)
+    reference.seed(0)
     reference.reset()
     return reference
 
 
-def _settled(reference: Any) -> NDArray[np.float64]:
-    for _ in range(10):
-        reference.step(NO_OP)
-    return reference.get_sim_state()
+ROOT = Path(__file__).parents[2]
 
 
 def _random_actions(steps: int, seed: int = 0) -> NDArray[np.float64]:
@@ -62,43 +52,6 @@ def _states(env: LiberoEnv, actions: NDArray[np.float64]) -> NDArray[np.float64]
         env.step(action)
         states.append(env.state())
     return np.stack(states)
-
-
-def test_equals_liberos_own_environment_bit_by_bit(env: LiberoEnv, reference: Any) -> None:
-    reference.set_init_state(official_states(TASK)[7])
-    env.reset(InitialState("official", 7))
-    np.testing.assert_array_equal(env.state(), _settled(reference))
-    for action in _random_actions(100):
-        done = reference.step(action)[2]
-        assert env.step(action) == done
-        np.testing.assert_array_equal(env.state(), reference.get_sim_state())
-
-
-def test_sampled_starts_are_those_of_liberos_seed(env: LiberoEnv, reference: Any) -> None:
-    reference.seed(3)
-    reference.reset()
-    env.reset(InitialState("sampled", 3))
-    np.testing.assert_array_equal(env.state(), _settled(reference))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not LIBERO_ASSETS.is_dir(), reason="LIBERO's meshes are not here")
-@pytest.mark.parametrize("task_id", ["libero_object/0", "libero_goal/7", "libero_spatial/4", "libero_10/2"])
-def test_equals_liberos_own_environment_on_other_suites(task_id: str) -> None:
-    """These have fixtures that the reset places, drawers and a stove, all drawn from numpy's stream after seed 0."""
-    task = load_task(task_id)
-    sim = SIM.model_copy(update={"assets": "libero", "assets_dir": str(LIBERO_ASSETS)})
-    env = LiberoEnv(task, sim, resolve_assets(sim))
-    env.reset(InitialState("sampled", 3))
-    np.testing.assert_array_equal(env.state(), _settled(_libero(task, seed=3)))
-    reference = _libero(task)
-    reference.set_init_state(official_states(task)[2])
-    env.reset(InitialState("official", 2))
-    np.testing.assert_array_equal(env.state(), _settled(reference))
-    for action in _random_actions(30):
-        assert env.step(action) == reference.step(action)[2]
-        np.testing.assert_array_equal(env.state(), reference.get_sim_state())
-    env.close()
 
 
 FRESH = """
@@ -163,6 +116,31 @@ def test_a_state_can_be_replayed(env: LiberoEnv) -> None:
     np.testing.assert_array_equal(env.scene().object_pos, scene.object_pos)
     env.reset(states[-1])
     np.testing.assert_array_equal(env.state(), states[-1])
+
+
+@pytest.mark.parametrize("start", [InitialState("official", 0), InitialState("sampled", 5)], ids=str)
+@pytest.mark.parametrize("before", [0, 7])
+@pytest.mark.parametrize("observe", ["libero", "latest"])
+def test_forks_with_the_same_actions_give_the_same(
+    env: LiberoEnv, start: InitialState, before: int, observe: Literal["libero", "latest"]
+) -> None:
+    """A fork goes on in an environment that has seen another start, another fixture and another end of its episode."""
+    actions = _random_actions(before + 12)
+    other = LiberoEnv(TASK, SIM.model_copy(update={"observe": observe}), resolve_assets(SIM))
+    here = other if observe == "libero" else env
+    here.reset(start)
+    for action in actions[:before]:
+        here.step(action)
+    snapshot, image, success = here.snapshot(), here.render(), bool(here.scene().success)
+    expected, proprio = _states(here, actions[before:]), here.proprio()
+    other.reset(InitialState("sampled", 9))
+    _states(other, -actions[:5])
+    other.restore(snapshot)
+    np.testing.assert_array_equal(other.render(), image)
+    assert bool(other.scene().success) == success
+    np.testing.assert_array_equal(_states(other, actions[before:]), expected)
+    np.testing.assert_array_equal(other.proprio(), proprio)
+    other.close()
 
 
 def test_scene_proprio_and_image(env: LiberoEnv) -> None:
@@ -242,3 +220,7 @@ def test_bad_requests(env: LiberoEnv) -> None:
         env.step(np.full(7, np.nan))
     with pytest.raises(SimulatorError, match="expected 7 finite numbers"):
         env.step(np.zeros(6))
+    with pytest.raises(SimulatorError, match=r"there is no camera 'agent'.* it has frontview, birdview, agentview"):
+        env.render(camera="agent")
+    with pytest.raises(SimulatorError, match="a snapshot of libero_object/6 has shape"):
+        env.restore(env.snapshot()[1:])
