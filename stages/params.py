@@ -36,6 +36,7 @@ class SimParams(Section):
     observe: Literal[
         "libero", "latest"
     ]  # image and proprioception two physics steps (4 ms) late as LIBERO's, or of now
+    physics: Literal["exact", "lean"]  # LIBERO's states to the last bit; or without the work that only this needs
     action_repeat: Positive  # environment steps (20 Hz) for which one decision is held; OpenVLA uses 1
     settle_steps: NonNegative  # no-op environment steps after a reset; LIBERO's protocol has 10
     egl_device: NonNegative | None  # which GPU renders; null takes MUJOCO_EGL_DEVICE_ID, else the first that works
@@ -50,6 +51,7 @@ class SimParams(Section):
                 "shadows": True,
                 "multisampling": 4,
                 "observe": "libero",
+                "physics": "exact",
                 "action_repeat": 1,
                 "settle_steps": 10,
             }

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -9,11 +10,12 @@ import robosuite.utils.transform_utils as transforms
 from numpy.typing import NDArray
 from robosuite.robots import SingleArm
 
-from stages.sim.physics import advance
+from stages.sim import physics
 
 _GRIPPER_SPEED = np.array([-1.0, 1.0]) * 0.01  # PandaGripper.speed per physics step, towards closed
 _ARM = 6  # entries of an action that move the arm; the seventh is the gripper
 _JOINTS = 7
+_NO_TURN = np.identity(3)
 
 
 class OscPoseController:
@@ -22,12 +24,18 @@ class OscPoseController:
     The first six entries set the grip site's goal, up to 5 cm and 0.5 rad from where it is (operational space control,
     Khatib 1987, with robosuite's gains); the seventh closes (+1) or opens (-1) the fingers, at a limited speed.
 
+    Args:
+        model, data: the simulation.
+        robot: robosuite's, whose controller has been made.
+        exact: states shall be robosuite's to the last bit.
+
     Attributes:
         memory: all that goes over from one step to the next, as one array; writing into it puts the controller back.
     """
 
-    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, robot: SingleArm) -> None:
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, robot: SingleArm, *, exact: bool) -> None:
         self._robot = robot
+        self._exact = exact
         qvel = np.array(robot._ref_joint_vel_indexes)
         arm = np.array(robot._ref_joint_actuator_indexes)
         fingers = np.array([model.actuator(name).id for name in robot.gripper.actuators])
@@ -93,12 +101,13 @@ class OscPoseController:
         """Runs the physics steps of one environment step; for `shown` (2, nq) see `physics.advance`."""
         delta = self._robot.controller.scale_action(action[:_ARM])
         turns = not all(math.isclose(angle, 0.0) for angle in delta[3:])
-        turn = transforms.quat2mat(transforms.axisangle2quat(delta[3:]))
+        turn = transforms.quat2mat(transforms.axisangle2quat(delta[3:])) if turns else _NO_TURN
         close = _GRIPPER_SPEED * np.sign(action[_ARM:])
-        advance(
+        compiled: Any = physics.advance  # its types are numba's
+        compiled(
             *self._simulation,
             *self._gains,
-            *(delta[:3], turn, turns, close, bool(self.memory[0])),
+            *(delta[:3], turn, turns, close, self._exact, bool(self.memory[0])),
             *self._parts,
             *(shown_step, shown),
         )

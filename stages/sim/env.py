@@ -216,7 +216,7 @@ class LiberoEnv:
         self._viewed_data = mujoco.MjData(self.model)
         self._shown = np.tile(self.data.qpos, (2, 1))
         robot = self._env.robots[0]
-        self._controller = OscPoseController(self.model, self.data, robot)
+        self._controller = OscPoseController(self.model, self.data, robot, exact=self._sim.physics == "exact")
         self._finger_qpos = list(robot._ref_gripper_joint_pos_indexes)
         self._grip_site = robot.eef_site_id
         self._hand_body = self.model.body(robot.robot_model.eef_name).id

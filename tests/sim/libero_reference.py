@@ -31,7 +31,7 @@ class Episode:
     seed: int
     state: NDArray[np.float64] | None  # (S,)
     actions: NDArray[np.float64]  # (T, 7)
-    images: bool  # observe with cameras, 256 px
+    watched: int  # so many actions are watched by the camera, 256 px; 0 is none, and no image of the start
 
     def __str__(self) -> str:
         return f"{self.task} seed {self.seed}, {len(self.actions)} actions"
@@ -44,7 +44,7 @@ class Record:
     states: NDArray[np.float64]  # (T + 1, S)
     success: NDArray[np.bool_]  # (T + 1,)
     proprio: NDArray[np.float64]  # (T + 1, 9) grip site, hand (x, y, z, w), fingers
-    images: NDArray[np.uint8] | None  # (T + 1, 256, 256, 3) as OpenGL has them, upside down
+    images: list[NDArray[np.uint8]]  # `watched` + 1 of (256, 256, 3) as OpenGL has them, upside down
 
 
 def run_in_libero(sim: SimParams, episodes: list[Episode]) -> list[Record]:
@@ -66,7 +66,7 @@ def _run(sim: SimParams, episode: Episode) -> Record:
         camera_heights=256,
         camera_widths=256,
         camera_names=["agentview"],
-        use_camera_obs=episode.images,
+        use_camera_obs=episode.watched > 0,
     )
     env.seed(episode.seed)
     shown = env.reset()
@@ -75,15 +75,20 @@ def _run(sim: SimParams, episode: Episode) -> Record:
     for _ in range(sim.settle_steps):
         shown = env.step(NO_OP)[0]
     rows: list[tuple[Any, ...]] = []
+    images = [shown["agentview_image"]] if episode.watched else []
     done = env.check_success()
-    for action in [*episode.actions, None]:
+    for step, action in enumerate([*episode.actions, None]):
         eyes = [shown[f"robot0_{name}"] for name in ("eef_pos", "eef_quat", "gripper_qpos")]
-        rows.append((env.get_sim_state(), done, np.concatenate(eyes), shown.get("agentview_image")))
+        rows.append((env.get_sim_state(), done, np.concatenate(eyes)))
         if action is not None:
             shown, _, done, _ = env.step(action)
+        if step < episode.watched:
+            images.append(shown["agentview_image"])
+            if step + 1 == episode.watched:  # the rest of the episode need not be rendered
+                env.env._observables["agentview_image"].set_enabled(False)
     env.close()
-    states, success, proprio, images = zip(*rows, strict=True)
-    return Record(np.stack(states), np.array(success), np.stack(proprio), np.stack(images) if episode.images else None)
+    states, success, proprio = zip(*rows, strict=True)
+    return Record(np.stack(states), np.array(success), np.stack(proprio), images)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ SIM = SimParams(
     shadows=False,
     multisampling=0,
     observe="latest",
+    physics="exact",
     action_repeat=4,
     settle_steps=10,
     egl_device=None,

@@ -143,6 +143,20 @@ def test_forks_with_the_same_actions_give_the_same(
     other.close()
 
 
+def test_lean_physics_is_the_same_physics(env: LiberoEnv) -> None:
+    """Rounding apart: 1e-14 on the arm, and what a solver's tolerance leaves open (1e-8) on things at rest."""
+    lean = LiberoEnv(TASK, SIM.model_copy(update={"physics": "lean"}), resolve_assets(SIM))
+    actions = _random_actions(40)
+    states = []
+    for each in (env, lean):
+        each.reset(InitialState("official", 7))
+        states.append(_states(each, actions))
+    apart = np.abs(states[0] - states[1])
+    assert 0 < apart[:, 1:10].max() < 1e-9
+    assert apart.max() < 1e-5
+    lean.close()
+
+
 def test_scene_proprio_and_image(env: LiberoEnv) -> None:
     env.reset(InitialState("official", 0))
     scene, proprio, image = env.scene(), env.proprio(), env.render()

@@ -42,14 +42,16 @@ def random_actions(steps: int, seed: int = 0) -> NDArray[np.float64]:
 
 def run_here(env: LiberoEnv, episode: Episode, start: InitialState | NDArray[np.float64]) -> Record:
     rows: list[tuple[Any, ...]] = []
+    images = []
     env.reset(start)
-    for action in [None, *episode.actions]:
+    for step, action in enumerate([None, *episode.actions]):
         if action is not None:
             env.step(action)
-        image = env.render()[::-1, ::-1] if episode.images else None
-        rows.append((env.state(), bool(env.scene().success), env.proprio(), image))
-    states, success, proprio, images = zip(*rows, strict=True)
-    return Record(np.stack(states), np.array(success), np.stack(proprio), np.stack(images) if episode.images else None)
+        if step <= episode.watched > 0:
+            images.append(env.render()[::-1, ::-1])
+        rows.append((env.state(), bool(env.scene().success), env.proprio()))
+    states, success, proprio = zip(*rows, strict=True)
+    return Record(np.stack(states), np.array(success), np.stack(proprio), images)
 
 
 def assert_same(ours: Record, libero: Record) -> None:
@@ -57,20 +59,16 @@ def assert_same(ours: Record, libero: Record) -> None:
     np.testing.assert_array_equal(ours.success, libero.success)
     np.testing.assert_array_equal(ours.proprio[:, :3], libero.proprio[:, :3].astype(np.float32))
     np.testing.assert_array_equal(ours.proprio[:, 6:], libero.proprio[:, 7:].astype(np.float32))
-    if ours.images is not None:
-        np.testing.assert_array_equal(ours.images, libero.images)
+    np.testing.assert_array_equal(ours.images, libero.images)
 
 
-def compare(sim: SimParams, task_id: str, *, official: tuple[int, ...], steps: int, seen: int, sampled: int) -> None:
-    """Random actions from official states and from a sampled one, of which the first `seen` are watched as well."""
+def compare(sim: SimParams, task_id: str, *, official: tuple[int, ...], steps: int, watched: int, sampled: int) -> None:
+    """Random actions from official states and from a sampled one; the first and the last are watched for some steps."""
     states = official_states(load_task(task_id))
     actions = random_actions(steps)
-    episodes = [Episode(task_id, 0, states[index], actions, images=False) for index in official]
-    episodes.append(Episode(task_id, 0, states[official[0]], actions[:seen], images=True))
-    episodes.append(Episode(task_id, sampled, None, actions[:seen], images=True))
-    starts = [InitialState("official", index) for index in (*official, official[0])] + [
-        InitialState("sampled", sampled)
-    ]
+    episodes = [Episode(task_id, 0, states[i], actions, watched if i == official[0] else 0) for i in official]
+    episodes.append(Episode(task_id, sampled, None, actions[:watched], watched))
+    starts = [*(InitialState("official", index) for index in official), InitialState("sampled", sampled)]
     env = LiberoEnv(load_task(task_id), sim, resolve_assets(sim))
     ours = [run_here(env, episode, start) for episode, start in zip(episodes, starts, strict=True)]
     env.close()
@@ -79,7 +77,7 @@ def compare(sim: SimParams, task_id: str, *, official: tuple[int, ...], steps: i
 
 
 def test_random_actions_on_primitives() -> None:
-    compare(PRIMITIVE, TASK.id, official=(7,), steps=60, seen=4, sampled=3)
+    compare(PRIMITIVE, TASK.id, official=(7,), steps=60, watched=4, sampled=3)
 
 
 def test_a_scripted_success_on_primitives() -> None:
@@ -99,13 +97,13 @@ def _scripted(env: LiberoEnv, task_id: str, start: int) -> Episode:
         for action in actions[-4:]:
             env.step(action)
     actions += [NO_OP] * 4
-    return Episode(task_id, 0, official_states(load_task(task_id))[start], np.stack(actions), images=False)
+    return Episode(task_id, 0, official_states(load_task(task_id))[start], np.stack(actions), watched=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task_id", TASKS)
 def test_random_actions(task_id: str) -> None:
-    compare(MESHES, task_id, official=STARTS, steps=200, seen=6, sampled=3)
+    compare(MESHES, task_id, official=STARTS, steps=200, watched=6, sampled=3)
 
 
 @pytest.mark.slow
@@ -127,7 +125,7 @@ def test_goal_that_is_nearly_reached(task_id: str) -> None:
     env = LiberoEnv(load_task(task_id), sim, resolve_assets(sim))
     state = _nearly_done(env)
     actions = random_actions(40) * 0.1
-    episode = Episode(task_id, 0, state, actions, images=False)
+    episode = Episode(task_id, 0, state, actions, watched=0)
     ours = run_here(env, episode, state)
     assert_same(ours, *run_in_libero(sim, [episode]))
     assert ours.success.any(), "the goal was not reached, so it was not compared"
