@@ -9,10 +9,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from typing import Literal
 
 from stages.errors import TgrpoError
-from stages.params import Params
+from stages.params import Params, SimParams
 
 OK, WARNING, FAILURE = 0, 1, 2
 
@@ -40,15 +40,7 @@ def examine(params: Params) -> Iterator[Check]:
     yield _guard("simulator", _simulator)
     yield Check("learning", OK, _versions("torch", "transformers", "peft", "zarr", "dvc"))
     yield _torchvision()
-    renderer = params.sim.renderer
-    working = []
-    for name in ("osmesa", "egl"):
-        check = _guard(f"renderer {name}", partial(_renders, name))
-        working += [name] if check.severity == OK else []
-        needed = renderer == name
-        yield check if check.severity == OK or needed else Check(check.name, WARNING, check.found)
-    if not working:
-        yield Check("renderer", FAILURE, "none works; install the software one: apt-get install libosmesa6")
+    yield from _renderers(params.sim)
     yield _guard("assets", lambda: _assets(params))
     yield _guard("device", lambda: _device(params.policy.device))
     free = shutil.disk_usage(".").free / 2**30
@@ -92,17 +84,50 @@ def _torchvision() -> Check:
 
 
 def _simulator() -> str:
-    from stages.sim.runtime import check_versions
+    from stages.sim.runtime import MUJOCO_VERSIONS, REFUSED_MUJOCO, check_versions
 
     check_versions()
-    return _versions("mujoco", "robosuite", "hf-libero")
+    return f"{_versions('mujoco', 'robosuite', 'hf-libero')} (mujoco is held at {MUJOCO_VERSIONS}: {REFUSED_MUJOCO})"
 
 
-def _renders(name: str) -> str:
-    from stages.sim.runtime import probe_renderer
+def _renderers(sim: SimParams) -> Iterator[Check]:
+    """Draws the golden frame with either backend. One that is not used may fail; that is worth knowing, no more."""
+    from stages.sim.backends import choose_backend
 
-    probe_renderer(name)
-    return "renders"
+    used = choose_backend(sim.renderer)
+    for backend in ("osmesa", "egl"):
+        check = _golden_frame(backend, sim.egl_device)
+        if check.severity == FAILURE and backend != used:
+            check = Check(check.name, WARNING, check.found)
+        yield check
+    yield Check("renderer", OK, f"sim.renderer={sim.renderer} -> {used}")
+
+
+def _golden_frame(backend: Literal["osmesa", "egl"], egl_device: int | None) -> Check:
+    from stages.sim.golden import LIMIT, check_golden_frame
+
+    name = f"renderer {backend}"
+    try:
+        frame = check_golden_frame(backend, egl_device)
+    except TgrpoError as error:
+        return Check(name, FAILURE, str(error))
+    draws = f"{frame.drawn_by.renderer}, {frame.drawn_by.version}"
+    if frame.drawn_by.devices:
+        draws += f"; devices {', '.join(map(str, frame.drawn_by.devices))}"
+    by = f"by {frame.mean_difference:g} of 255 in the mean, {frame.largest_difference} at most"
+    if not frame.same:
+        return Check(
+            name,
+            FAILURE,
+            f"{draws}; the golden frame differs {by} (limit {LIMIT:g}; its brightness is {frame.mean:g}, expected"
+            f" {frame.picture_mean:g}): policies would see other images here; use the other renderer, or mujoco 3.3.2",
+        )
+    if frame.largest_difference == 0:
+        return Check(name, OK, f"{draws}; the golden frame is equal in every byte")
+    surprise = ", though the same software drew the reference" if frame.exact_expected else ""
+    return Check(
+        name, WARNING if surprise else OK, f"{draws}; the golden frame differs {by} (limit {LIMIT:g}){surprise}"
+    )
 
 
 def _assets(params: Params) -> str:

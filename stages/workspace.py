@@ -27,12 +27,10 @@ def next_path(kind: str, suffix: str = "") -> Path:
 def open_env(params: Params, num_envs: int) -> "VectorEnv":
     """Starts `num_envs` environments of the params' task, each in a worker process."""
     from stages.sim.assets import resolve_assets
-    from stages.sim.runtime import prepare
     from stages.sim.tasks import load_task
     from stages.sim.vector import VectorEnv
 
     task = load_task(params.task)
-    prepare(params.sim)
     return VectorEnv(task, num_envs, params.sim, resolve_assets(params.sim))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import SimulatorError
-from stages.sim.runtime import Backend
+from stages.sim.backends import Backend, make_context
 
 _MAX_GEOMS = 1000  # as robosuite allocates
 _COLLISION_GROUP, _VISUAL_GROUP = 0, 1  # robosuite's geom groups
@@ -16,7 +16,7 @@ _COLLISION_GROUP, _VISUAL_GROUP = 0, 1  # robosuite's geom groups
 class Renderer:
     """Renders what robosuite shows: visual geoms, no collision geoms. Belongs to the process and thread that made it.
 
-    mujoco.Renderer would do the same, but takes its OpenGL backend from the moment at which mujoco was first imported.
+    mujoco.Renderer would do the same, but takes its OpenGL from what MUJOCO_GL was when mujoco was first imported.
 
     Args:
         model: its `vis` settings and light shadows are set here.
@@ -36,6 +36,8 @@ class Renderer:
         model.vis.quality.offsamples = multisampling
         if not shadows:
             model.light_castshadow[:] = 0
+        if not model.light_castshadow.any():
+            model.vis.quality.shadowsize = 0  # else every context holds a map of 64 MiB, drawn or not
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._option = mujoco.MjvOption()
@@ -44,13 +46,14 @@ class Renderer:
         self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = shadows
-        self._gl: Any = None
+        self._gl: Any = make_context(backend, size)
         try:
-            self._gl = _gl_context(backend, size)
             self._allocate(size)
-        except Exception as error:  # PyOpenGL raises whatever went wrong inside, down to AttributeError
+        except Exception as error:  # PyOpenGL and MuJoCo each raise in their own way
+            self._gl.free()
             raise SimulatorError(
-                f"the renderer {backend} does not start ({type(error).__name__}: {error}); run: tgrpo doctor"
+                f"the renderer {backend} starts, but cannot draw images of {size} x {size} pixels"
+                f" ({type(error).__name__}: {' '.join(str(error).split())}); run: tgrpo doctor"
             ) from None
 
     def _allocate(self, size: int) -> None:
@@ -82,11 +85,3 @@ class Renderer:
             self._context.free()
             self._gl.free()
             self._gl = None
-
-
-def _gl_context(backend: Backend, size: int) -> Any:
-    if backend == "egl":
-        from mujoco.egl import GLContext
-    else:
-        from mujoco.osmesa import GLContext
-    return GLContext(size, size)

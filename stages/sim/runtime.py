@@ -5,58 +5,55 @@ Nothing heavy is imported at the top, so `tgrpo doctor` and the listing of tasks
 
 import contextlib
 import fcntl
-import functools
 import importlib.metadata
 import importlib.util
 import io
-import logging
 import os
-import subprocess
+import runpy
 import sys
 import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 from stages.errors import SimulatorError
 from stages.params import SimParams
+from stages.sim.backends import choose_backend, lend_robosuite
 from stages.sim.cache import cache_dir
+from stages.sim.egl import EGL_DEVICE_VARIABLE
 
-Backend = Literal["egl", "osmesa"]
-
-WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
-"""One worker uses one core: more threads in BLAS or in Mesa's software renderer only fight over the same cores."""
-
-_PROBE_TIMEOUT = 60.0
-_PROBE = """
-import mujoco
-xml = '<mujoco><worldbody><light pos="0 0 3"/><geom size="1"/><camera name="c" pos="0 0 4"/></worldbody></mujoco>'
-model = mujoco.MjModel.from_xml_string(xml)
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-renderer = mujoco.Renderer(model, 16, 16)
-renderer.update_scene(data, "c")
-assert renderer.render().any(), "the rendered image is black"
-"""
-_RENDERER_REMEDY = {
-    "osmesa": "apt-get install libosmesa6",
-    "egl": "install the GPU's driver, or choose the software renderer: --set sim.renderer=osmesa",
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "LP_NUM_THREADS": "0",
+    "MUJOCO_GL": "disable",
 }
+"""One worker uses one core: more threads in BLAS or in Mesa's software renderer only fight over the same cores. And mujoco
+loads no OpenGL when it is imported; the renderer does, where it is needed."""
+
+MUJOCO_VERSIONS = "3.3.0 to 3.3.2"
+REFUSED_MUJOCO = (
+    "3.3.3 and later draw LIBERO's floors darker, and from 3.4.0 on some of its initial states do not settle"
+)
 
 
-def prepare(sim: SimParams, assets_path: Path | None = None) -> None:
-    """Makes robosuite and LIBERO importable here: versions, renderer, configuration and assets folder. May be repeated.
+def prepare(sim: SimParams, assets_path: Path | None = None, *, liberos_renderer: bool = False) -> None:
+    """Makes robosuite and LIBERO importable here: versions, configuration and assets folder. May be repeated.
+
+    Imports robosuite, without OpenGL. `Renderer` loads OpenGL when it makes its first context, so until then this
+    process has opened no display and can be forked.
 
     Args:
-        sim: its `renderer` decides `MUJOCO_GL`.
+        sim: its `egl_device`, if there is one, is from now on the process's device for EGL.
         assets_path: the folder from which LIBERO shall load its models, or None to leave LIBERO to find one.
+        liberos_renderer: LIBERO's own `OffScreenRenderEnv` shall be able to render, with the backend of `sim.renderer`.
 
     Raises:
         SimulatorError: a missing package, a refused version, no renderer, or a cache folder that cannot be written.
     """
     check_versions()
-    os.environ["MUJOCO_GL"] = choose_backend(sim.renderer)
+    if sim.egl_device is not None:
+        os.environ[EGL_DEVICE_VARIABLE] = str(sim.egl_device)
     os.environ.setdefault("LP_NUM_THREADS", WORKER_ENVIRONMENT["LP_NUM_THREADS"])
     try:
         _configure_caches()
@@ -65,15 +62,13 @@ def prepare(sim: SimParams, assets_path: Path | None = None) -> None:
             f"the cache folder {cache_dir()} cannot be written ({error.strerror});"
             " choose another: export TGRPO_CACHE=FOLDER"
         ) from None
-    # Without a module of this name robosuite logs warnings and opens /tmp/robosuite.log, which may be another user's.
-    sys.modules.setdefault("robosuite.macros_private", types.ModuleType("robosuite.macros_private"))
-    with quiet():
-        try:
-            import libero.libero
-        except ImportError as error:
-            raise SimulatorError(
-                f"LIBERO cannot be imported ({error}); run: pip install -e . -c constraints.txt"
-            ) from None
+    try:
+        _import_robosuite()
+        import libero.libero
+    except ImportError as error:
+        raise SimulatorError(f"LIBERO cannot be imported ({error}); run: pip install -e . -c constraints.txt") from None
+    if liberos_renderer:
+        lend_robosuite(choose_backend(sim.renderer))
     if assets_path is not None:
         libero.libero._assets_path_cache = str(assets_path)
 
@@ -81,8 +76,9 @@ def prepare(sim: SimParams, assets_path: Path | None = None) -> None:
 def check_versions() -> None:
     """Refuses simulator packages that are missing or known to give other results.
 
-    From mujoco 3.3.3 on LIBERO's floors render darker (OpenVLA falls from 88% to 68% on LIBERO-Object,
-    openvla#282), and from 3.4.0 on some stored initial states no longer settle (RLinf#1460).
+    From mujoco 3.3.3 on LIBERO's floors render darker, because it heeds the mark `sRGB` in their textures (OpenVLA falls
+    from 88% to 68% on LIBERO-Object, openvla#282), and from 3.4.0 on some stored initial states no longer settle
+    (RLinf#1460).
 
     Raises:
         SimulatorError: names the package, what was found, what is expected and the command that mends it.
@@ -91,8 +87,8 @@ def check_versions() -> None:
     mujoco = _version("mujoco", "pip install mujoco==3.3.2")
     if mujoco[:2] != (3, 3) or mujoco > (3, 3, 2):
         raise SimulatorError(
-            f"mujoco {'.'.join(map(str, mujoco))} is installed, but LIBERO needs 3.3.0 to 3.3.2: newer ones render"
-            " darker floors, which cost OpenVLA 20 points of success; run: pip install mujoco==3.3.2"
+            f"mujoco {'.'.join(map(str, mujoco))} is installed, but LIBERO needs {MUJOCO_VERSIONS}: {REFUSED_MUJOCO}"
+            " (OpenVLA loses 20 points of success by it); run: pip install mujoco==3.3.2"
         )
     robosuite = _version("robosuite", "pip install robosuite==1.4.0")
     if robosuite[:2] != (1, 4):
@@ -114,42 +110,6 @@ def libero_root() -> Path:
         if (root / "bddl_files").is_dir():
             return root
     raise SimulatorError("LIBERO is not installed; run: pip install --no-deps hf-libero==0.1.4")
-
-
-def choose_backend(renderer: Literal["auto", "osmesa", "egl"]) -> Backend:
-    """The OpenGL backend that `sim.renderer` means here.
-
-    `auto` keeps a `MUJOCO_GL` that the user has set, takes EGL on a machine with a GPU where it works, else OSMesa.
-    """
-    if renderer != "auto":
-        return renderer
-    if (chosen := os.environ.get("MUJOCO_GL", "").lower()) in ("egl", "osmesa"):
-        return "egl" if chosen == "egl" else "osmesa"
-    return _probed_backend()
-
-
-def probe_renderer(name: str) -> None:
-    """Renders one small image with an OpenGL backend, in a process of its own, which a failed start would poison.
-
-    Raises:
-        SimulatorError: `name` is no backend, or it does not work here; the message holds its complaint and the remedy.
-    """
-    if name not in _RENDERER_REMEDY:
-        raise SimulatorError(f"there is no renderer {name!r}; known are {', '.join(_RENDERER_REMEDY)}")
-    environment = {**os.environ, **WORKER_ENVIRONMENT, "MUJOCO_GL": name}
-    environment.pop("PYOPENGL_PLATFORM", None)
-    try:
-        probe = subprocess.run(
-            [sys.executable, "-c", _PROBE], env=environment, capture_output=True, text=True, timeout=_PROBE_TIMEOUT
-        )
-    except subprocess.TimeoutExpired:
-        complaint = f"no image after {_PROBE_TIMEOUT:.0f} s"
-    else:
-        if probe.returncode == 0:
-            return
-        lines = [line for line in probe.stderr.splitlines() if line and not line.startswith((" ", "Exception ignored"))]
-        complaint = lines[-1] if lines else f"exit status {probe.returncode}"
-    raise SimulatorError(f"the renderer {name} does not work here ({complaint}); {_RENDERER_REMEDY[name]}")
 
 
 @contextlib.contextmanager
@@ -179,16 +139,46 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@functools.cache
-def _probed_backend() -> Backend:
-    if not any(Path("/dev").glob("nvidia[0-9]*")) and not any(Path("/dev/dri").glob("renderD*")):
-        return "osmesa"
+def _import_robosuite() -> None:
+    """Imports mujoco and robosuite without the OpenGL that both would load at import, by environment variables.
+
+    robosuite also refuses to be imported where `MUJOCO_EGL_DEVICE_ID` is not among `CUDA_VISIBLE_DEVICES`, though EGL
+    and CUDA count devices differently.
+    """
+    if "robosuite" in sys.modules:
+        return
+    # Without a module of this name robosuite logs warnings and opens /tmp/robosuite.log, which may be another user's.
+    sys.modules["robosuite.macros_private"] = types.ModuleType("robosuite.macros_private")
+    # robosuite overrules MUJOCO_GL by a macro, which can only be changed before anything else of it is imported.
+    spec = importlib.util.find_spec("robosuite")
+    if spec is None or spec.origin is None:
+        raise ImportError("robosuite is not installed")
+    macros = runpy.run_path(str(Path(spec.origin).with_name("macros.py")))
+    sys.modules["robosuite.macros"] = types.ModuleType("robosuite.macros")
+    vars(sys.modules["robosuite.macros"]).update(macros, MUJOCO_GPU_RENDERING=False)
+    with _environment(MUJOCO_GL="disable", CUDA_VISIBLE_DEVICES=None, MUJOCO_EGL_DEVICE_ID=None), quiet():
+        import robosuite
+
+    robosuite.macros = sys.modules["robosuite.macros"]
+
+
+@contextlib.contextmanager
+def _environment(**wanted: str | None) -> Iterator[None]:
+    """Sets environment variables, of which None removes one, and puts them back."""
+    before = {name: os.environ.get(name) for name in wanted}
+    _set_environment(wanted)
     try:
-        probe_renderer("egl")
-    except SimulatorError as error:
-        logging.getLogger(__name__).warning("there is a GPU, but %s; rendering in software instead", error)
-        return "osmesa"
-    return "egl"
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _version(package: str, remedy: str) -> tuple[int, ...]:

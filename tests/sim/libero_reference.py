@@ -94,5 +94,5 @@ def _run(sim: SimParams, episode: Episode) -> Record:
 def main() -> None:
     """What the child process does: reads (SimParams, episodes) from the first path, writes records to the second."""
     sim, episodes = pickle.loads(Path(sys.argv[1]).read_bytes())
-    prepare(sim, resolve_assets(sim).path)
+    prepare(sim, resolve_assets(sim).path, liberos_renderer=True)
     Path(sys.argv[2]).write_bytes(pickle.dumps([_run(sim, episode) for episode in episodes]))

@@ -15,8 +15,9 @@ PREPARE = """
 from stages.sim.runtime import prepare
 from tests.sim.sample import SIM
 prepare(SIM)
-import libero.libero.envs, robosuite, os
-assert os.environ["MUJOCO_GL"] == "osmesa"
+import libero.libero.envs, robosuite, os, sys
+assert not {"OpenGL", "glfw"} & set(sys.modules)
+assert [os.environ.get(name) for name in ("MUJOCO_GL", "CUDA_VISIBLE_DEVICES", "MUJOCO_EGL_DEVICE_ID")] == %r
 """
 
 
@@ -54,9 +55,22 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         runtime.check_versions()
 
 
-def test_prepare_asks_nothing_and_says_nothing(tmp_path: Path) -> None:
-    environment = {**os.environ, "TGRPO_CACHE": str(tmp_path), "HOME": str(tmp_path / "home")}
-    done = run([sys.executable, "-c", PREPARE], env=environment, stdin=PIPE, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "variables",
+    [
+        (None, None, None),
+        ("egl", "0", "1"),  # robosuite alone refuses to be imported when CUDA's devices do not name EGL's
+        ("disable", "", "no number"),
+        ("glx", None, None),
+    ],
+)
+def test_prepare_loads_no_opengl_asks_nothing_and_says_nothing(tmp_path: Path, variables: tuple[str | None]) -> None:
+    names = ("MUJOCO_GL", "CUDA_VISIBLE_DEVICES", "MUJOCO_EGL_DEVICE_ID")
+    given = {name: value for name, value in zip(names, variables, strict=True) if value is not None}
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    environment = {**inherited, **given, "TGRPO_CACHE": str(tmp_path), "HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", PREPARE % list(variables)]
+    done = run(command, env=environment, stdin=PIPE, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "libero" / "config.yaml").is_file()
     assert not (tmp_path / "home" / ".libero").exists()
@@ -65,7 +79,7 @@ def test_prepare_asks_nothing_and_says_nothing(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     environment = {**os.environ, "TGRPO_CACHE": str(tmp_path / "file")}
-    done = run([sys.executable, "-c", PREPARE], env=environment, capture_output=True, text=True)
+    done = run([sys.executable, "-c", PREPARE % []], env=environment, capture_output=True, text=True)
     assert "SimulatorError: the cache folder" in done.stderr
     assert "export TGRPO_CACHE=FOLDER" in done.stderr
 
@@ -79,24 +93,3 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_dir() == Path("/x/tgrpo")
     monkeypatch.setenv("TGRPO_CACHE", "/t")
     assert cache_dir() == Path("/t")
-
-
-def test_backend_auto_keeps_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MUJOCO_GL", "egl")
-    assert runtime.choose_backend("auto") == "egl"
-    assert runtime.choose_backend("osmesa") == "osmesa"
-
-
-def test_osmesa_works() -> None:
-    runtime.probe_renderer("osmesa")
-
-
-def test_no_osmesa(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_PROBE", "from OpenGL import platform\nraise ImportError('no library OSMesa')")
-    with pytest.raises(SimulatorError, match=r"no library OSMesa.*apt-get install libosmesa6"):
-        runtime.probe_renderer("osmesa")
-
-
-def test_an_unknown_renderer() -> None:
-    with pytest.raises(SimulatorError, match="there is no renderer 'glx'; known are osmesa, egl"):
-        runtime.probe_renderer("glx")
