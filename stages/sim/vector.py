@@ -1,42 +1,57 @@
-"""Several environments of one task at once, each in a process of its own, stepped together."""
+"""Several environments of one task at once, each in a process of its own, stepped together and hard to kill."""
 
-import contextlib
-import math
-import multiprocessing
+import logging
 import os
-import signal
+import selectors
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.errors import SimulatorError
+from stages.errors import SimulatorError, TgrpoError
 from stages.params import SimParams
 from stages.sim.assets import Assets, resolve_assets
-from stages.sim.runtime import WORKER_ENVIRONMENT, check_versions, choose_backend
-from stages.sim.worker import Command, Failure, Outcome, Ready, run_worker
-from stages.types import ACTION_DIM, PROPRIO_DIM, InitialState, Scene, Task, VectorObservation
+from stages.sim.backends import choose_backend
+from stages.sim.memory import available_bytes, private_bytes
+from stages.sim.processes import Lost, Nursery, Silent, Worker
+from stages.sim.records import Command, Payload, observation
+from stages.sim.runtime import check_versions
+from stages.types import ACTION_DIM, InitialState, Task, VectorObservation
 
-_START_TIMEOUT = 120.0
-_START_TIMEOUT_PER_ENV = 15.0  # workers share the cores while they import and build
-_STEP_TIMEOUT = 60.0
-_STEP_TIMEOUT_PER_ENV_STEP = 2.0
-_EXIT_TIMEOUT = 2.0
+_log = logging.getLogger(__name__)
+_GROWTH = 16 << 20  # bytes that a worker needs on top of those at its first frame; measured were 8 to 10 MiB
+_EXIT_SECONDS = 2.0
+
+_Request = tuple[Command, Payload]
+_Job = Generator[_Request | None, None, None]
+"""What one environment has to do: yields what its worker shall be sent (None: nothing) before it answers again."""
+
+
+@dataclass
+class _Slot:
+    """One environment: the worker that runs it now, and what another would need to take its place."""
+
+    index: int
+    worker: Worker | None = None
+    settled: bool = False  # an episode has begun; its settled snapshot lies in the environment's row
+    actions: list[NDArray[np.float64]] = field(default_factory=list)  # (7,) of each decision since
+    losses: int = 0  # of workers, since the last reset
 
 
 class VectorEnv:
     """N environments of one task. Use it as a context manager, or call `close`.
 
-    Images come through memory that is shared without a name, so nothing is left of it however the processes end; the
-    rest (a few kilobytes) comes through pipes. Workers end when this process does, by whatever cause, and ignore
-    Ctrl-C, which is this process's to handle.
+    All workers are forked from one process that has built the environment, so they share the model's memory and start
+    in milliseconds. What they show comes through shared memory without a name, and nothing is left of it however the
+    processes end. Workers end when this process does, by whatever cause, and never see Ctrl-C, which is this process's.
+
+    A worker that dies or stays silent for `sim.timeout_s` is replaced. The new one starts from the episode's settled
+    state, repeats its actions, and must come to the same state to the last bit before it goes on, so a loss costs time
+    and changes nothing.
 
     Args:
         task: the task of all environments.
@@ -49,50 +64,64 @@ class VectorEnv:
         action_repeat: K, environment steps a decision is held for.
         object_names: the movable objects, the O axis of `Scene`.
         state_size: S, entries of a flattened MuJoCo state.
+        restarts: workers that were replaced so far.
 
     Raises:
-        SimulatorError: the simulator cannot start.
+        SimulatorError: the simulator cannot start, or there is no memory for so many.
     """
 
     def __init__(self, task: Task, num_envs: int, sim: SimParams, assets: Assets | None = None) -> None:
         check_versions()
-        assets = assets or resolve_assets(sim)
         self.task = task
         self.num_envs = num_envs
-        self.assets = assets
+        self.assets = assets or resolve_assets(sim)
         self.action_repeat = sim.action_repeat
-        self._step_timeout = _STEP_TIMEOUT + _STEP_TIMEOUT_PER_ENV_STEP * max(sim.action_repeat, sim.settle_steps)
-        self._connections: list[Connection] = []
-        self._processes: list[BaseProcess] = []
-        self._shut = weakref.finalize(self, _shut_down, self._connections, self._processes)
-        self._was_reset = np.zeros(num_envs, np.bool_)
-        self._images: list[NDArray[np.uint8]] = []
+        self.restarts = 0
+        self._timeout = sim.timeout_s
+        self._max_restarts = sim.max_restarts
+        self._slots = [_Slot(index) for index in range(num_envs)]
+        decided = sim.model_copy(update={"renderer": choose_backend(sim.renderer)})
+        self._nursery = Nursery(task, decided, self.assets, draw=num_envs > 1)
+        self._shut = weakref.finalize(self, _shut_down, os.getpid(), self._nursery, self._slots)
         try:
-            with _worker_environment(choose_backend(sim.renderer)), _interrupts_blocked():
-                for index in range(num_envs):
-                    self._start_worker(index, sim, assets)
-            deadline = time.monotonic() + _START_TIMEOUT + _START_TIMEOUT_PER_ENV * num_envs
-            ready = [self._receive(index, deadline) for index in range(num_envs)]
+            built = self._nursery.start()
+            self.object_names = built.object_names
+            self.state_size = built.layout.state_size
+            self._run({0: None})
+            self._refuse_too_many()
+            self._run(dict.fromkeys(range(1, num_envs)))
         except BaseException:
             self.close()
             raise
-        self.object_names: tuple[str, ...] = ready[0].object_names
-        self.state_size: int = ready[0].state_size
-        self._observation = _blank(num_envs, sim, len(self.object_names), self.state_size)
+        self._rows = built.layout.blank(num_envs)  # what each environment last showed
 
     def reset(self, starts: Sequence[InitialState], indices: Sequence[int] | None = None) -> VectorObservation:
         """Starts new episodes, one start for each index (None: all), and leaves the other environments as they are.
 
+        Among environments with the same start, one simulates it, and the others go on from its snapshot.
+
         Raises:
-            TaskError: an initial state that does not exist.
-            SimulatorError: a worker died, raised or fell silent; all are closed.
+            TaskError: an initial state that does not exist; all environments are closed.
+            SimulatorError: a worker raised, or was lost too often; all environments are closed.
         """
         chosen = list(range(self.num_envs)) if indices is None else list(indices)
-        if len(starts) != len(chosen) or len(set(chosen)) != len(chosen):
-            raise ValueError(f"found {len(starts)} initial states for the environments {chosen}; expected one for each")
-        observation = self._run(dict(zip(chosen, starts, strict=True)))
-        self._was_reset[chosen] = True
-        return observation
+        known = set(chosen) <= set(range(self.num_envs))
+        if not known or len(starts) != len(chosen) or len(set(chosen)) != len(chosen):
+            raise ValueError(
+                f"found {len(starts)} initial states for the environments {chosen} of {self.num_envs};"
+                " expected one for each"
+            )
+        leaders: dict[InitialState, int] = {}
+        for index, start in zip(chosen, starts, strict=True):
+            leaders.setdefault(start, index)
+            slot = self._slots[index]
+            slot.settled, slot.actions, slot.losses = False, [], 0
+        self._run({index: (Command.RESET, start) for start, index in leaders.items()})
+        forks = {index: leaders[start] for index, start in zip(chosen, starts, strict=True) if leaders[start] != index}
+        for index, leader in forks.items():
+            self._rows[index] = self._rows[leader]
+        self._run({index: (Command.RESTORE, self._rows[index]["snapshot"]) for index in forks})
+        return observation(self._rows)
 
     def step(self, actions: NDArray[np.float64], active: NDArray[np.bool_] | None = None) -> VectorObservation:
         """Holds one action in each active environment (None: all) for K environment steps, fewer where it succeeds.
@@ -102,18 +131,33 @@ class VectorEnv:
             active: (N,) which environments to step; the others keep their state and their last observation.
 
         Raises:
-            SimulatorError: a worker died, raised or fell silent; all are closed.
-            ValueError: wrong shape, or an environment that was never reset.
+            SimulatorError: actions of another shape or not finite, and nothing was stepped; or a worker raised, or was
+                lost too often, and all environments are closed.
+            ValueError: `active` has another shape, or an environment was never reset.
         """
-        if actions.shape != (self.num_envs, ACTION_DIM):
-            raise ValueError(f"expected actions of shape ({self.num_envs}, {ACTION_DIM}), found {actions.shape}")
-        chosen = range(self.num_envs) if active is None else np.flatnonzero(active).tolist()
-        if not self._was_reset[list(chosen)].all():
-            raise ValueError("an environment was stepped before its first reset")
-        return self._run({index: np.asarray(actions[index], np.float64) for index in chosen})
+        if np.shape(actions) != (self.num_envs, ACTION_DIM):
+            raise SimulatorError(
+                f"{self.num_envs} environments of {self.task.id} were given actions of shape {np.shape(actions)};"
+                f" expected ({self.num_envs}, {ACTION_DIM}), one row each"
+            )
+        if active is not None and np.shape(active) != (self.num_envs,):
+            raise ValueError(f"expected active of shape ({self.num_envs},), found {np.shape(active)}")
+        requests: dict[int, _Request] = {}
+        for index in range(self.num_envs) if active is None else np.flatnonzero(active).tolist():
+            if not self._slots[index].settled:
+                raise ValueError(f"{self._name(index)} was stepped before its first reset")
+            action = np.array(actions[index], np.float64)
+            if not np.isfinite(action).all():
+                raise SimulatorError(
+                    f"{self._name(index)} was given the action {action}; expected {ACTION_DIM} finite numbers;"
+                    " a policy that diverged? train it with a smaller update.lr"
+                )
+            requests[index] = Command.STEP, action
+        self._run(requests)
+        return observation(self._rows)
 
     def close(self) -> None:
-        """Ends all workers and waits for them. May be called twice."""
+        """Ends all processes and waits for them. May be called twice."""
         self._shut()
 
     def __enter__(self) -> "VectorEnv":
@@ -124,138 +168,154 @@ class VectorEnv:
     ) -> None:
         self.close()
 
-    def _start_worker(self, index: int, sim: SimParams, assets: Assets) -> None:
-        context = multiprocessing.get_context("spawn")  # forking a process that holds torch's threads would deadlock
-        memory = context.RawArray("B", sim.image_size * sim.image_size * 3)
-        mine, theirs = context.Pipe()
-        process = context.Process(
-            target=run_worker,
-            args=(theirs, memory, self.task, sim, assets),
-            name=f"tgrpo-env-{index}",
-            daemon=True,
-        )
-        process.start()
-        self._connections.append(mine)
-        self._processes.append(process)
-        theirs.close()  # else the pipe would not report that the worker is gone
-        self._images.append(np.frombuffer(memory, np.uint8).reshape(sim.image_size, sim.image_size, 3))
-
-    def _run(self, commands: dict[int, Command]) -> VectorObservation:
-        """Sends a command to some environments, waits for all of them, and returns copies of what all N now show."""
+    def _run(self, requests: Mapping[int, _Request | None]) -> None:
+        """Does what is asked of some environments, all at once, whatever becomes of their workers on the way."""
         if not self._shut.alive:
             raise SimulatorError(f"the environments of {self.task.id} are closed; make new ones")
         try:
-            for index, command in commands.items():
-                with contextlib.suppress(OSError):  # a dead worker is reported below, with its exit status
-                    self._connections[index].send(command)
-            deadline = time.monotonic() + self._step_timeout
-            outcomes = {index: self._receive(index, deadline) for index in commands}
-        except BaseException:  # an interrupt too: answers still under way would be taken for those of the next command
+            with selectors.DefaultSelector() as waiting:
+                for index, request in requests.items():
+                    slot = self._slots[index]
+                    self._go_on(waiting, slot, self._job(slot, request))
+                while waiting.get_map():
+                    self._await(waiting)
+        except BaseException:  # an interrupt too: answers under way would be taken for those of the next request
             self.close()
             raise
-        now = self._observation
-        for index, outcome in outcomes.items():
-            now.image[index] = self._images[index]
-            now.proprio[index] = outcome.proprio
-            for name, values in vars(now.scene).items():
-                values[index] = getattr(outcome.scene, name)
-            now.sim_state[index] = outcome.sim_state
-            now.env_steps[index] = outcome.env_steps
-        return VectorObservation(
-            image=now.image.copy(),
-            proprio=now.proprio.copy(),
-            scene=Scene(**{name: values.copy() for name, values in vars(now.scene).items()}),
-            sim_state=now.sim_state.copy(),
-            env_steps=now.env_steps.copy(),
-        )
 
-    def _receive(self, index: int, deadline: float) -> Any:
-        """The next answer of one worker, `Ready` or `Outcome`."""
-        connection, process = self._connections[index], self._processes[index]
-        who = f"environment {index} of {self.task.id}"
-        ready = wait([connection, process.sentinel], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise SimulatorError(f"{who} did not answer in time and was ended; try sim.renderer=osmesa, or fewer envs")
-        try:
-            answer: Ready | Outcome | Failure = connection.recv() if connection.poll() else _gone()
-        except (EOFError, OSError):
-            process.join(_EXIT_TIMEOUT)
+    def _job(self, slot: _Slot, request: _Request | None) -> _Job:
+        """All that one environment has to do for a request, with another worker whenever one is lost."""
+        while True:
+            try:
+                if slot.worker is None:
+                    slot.worker = self._nursery.fork(slot.index)
+                    yield None
+                    if slot.settled:
+                        yield Command.RESTORE, self._rows[slot.index]["snapshot"]
+                        for action in slot.actions:
+                            yield Command.REPEAT, action
+                        self._compare(slot)
+                if request is not None:
+                    yield request
+                    self._keep(slot, *request)
+                return
+            except Lost as lost:
+                self._replace(slot, lost)
+
+    def _go_on(self, waiting: selectors.BaseSelector, slot: _Slot, job: _Job, lost: Lost | None = None) -> None:
+        """Runs a job up to its next answer, which is then waited for."""
+        while True:
+            try:
+                request = job.throw(lost) if lost else next(job)
+                assert slot.worker is not None
+                if request is not None:
+                    slot.worker.send(*request)
+                waiting.register(slot.worker, selectors.EVENT_READ, (slot, job))
+                return
+            except StopIteration:
+                return
+            except Lost as error:
+                lost = error
+
+    def _await(self, waiting: selectors.BaseSelector) -> None:
+        """Waits for the next answers and goes on with their jobs; without any, one that is silent for too long is lost."""
+        pending: list[tuple[_Slot, _Job]] = [key.data for key in waiting.get_map().values()]
+        moved_at = {slot.index: slot.worker.moved_at for slot, _ in pending if slot.worker}
+        answers = waiting.select(max(0.0, min(moved_at.values()) + self._timeout - time.monotonic()))
+        for key, _ in answers:
+            waiting.unregister(key.fileobj)
+            slot, job = key.data
+            lost = None
+            try:
+                slot.worker.receive()
+            except Lost as error:
+                lost = error
+            except TgrpoError as error:
+                raise type(error)(f"{self._name(slot.index)}: {error}") from None
+            self._go_on(waiting, slot, job, lost)
+        if answers:  # what came while this process was busy, or stopped, goes before any time-out
+            return
+        for slot, job in pending:
+            if slot.worker and slot.worker.moved_at + self._timeout <= time.monotonic():
+                waiting.unregister(slot.worker)
+                self._go_on(waiting, slot, job, Silent(f"was silent for {self._timeout:g} s"))
+                return
+
+    def _keep(self, slot: _Slot, command: Command, payload: Payload) -> None:
+        """Takes over what a worker has done: in its environment's row, and in what another would have to repeat."""
+        assert slot.worker is not None
+        if command == Command.RESTORE:
+            self._compare(slot)
+        else:
+            self._rows[slot.index] = slot.worker.record.values
+        if isinstance(payload, InitialState) or command == Command.RESTORE:
+            slot.settled = True
+        else:
+            slot.actions.append(payload)
+
+    def _compare(self, slot: _Slot) -> None:
+        """Holds a worker to the states that the environment was in before.
+
+        Raises:
+            SimulatorError: they differ in a bit.
+        """
+        assert slot.worker is not None
+        row, record = self._rows[slot.index], slot.worker.record
+        if row["env_steps"] != record["env_steps"] or not np.array_equal(row["sim_state"], record["sim_state"]):
+            difference = np.abs(row["sim_state"] - record["sim_state"]).max()
             raise SimulatorError(
-                f"{who} died ({_exit(process)}); is there memory for so many? try fewer envs"
-            ) from None
-        if isinstance(answer, Failure):
-            raise type(answer.error)(f"{who}: {answer.error}")
-        return answer
+                f"{self._name(slot.index)} came to another state when its {len(slot.actions)} decisions were simulated"
+                f" again (by up to {difference:.1e}), though equal actions give equal bits; were packages or assets"
+                " changed since it was started? start it again"
+            )
+
+    def _replace(self, slot: _Slot, lost: Lost) -> None:
+        """Clears the place of a lost worker for the next one, unless it is one too many.
+
+        Raises:
+            SimulatorError: more than `sim.max_restarts` in one episode.
+        """
+        what = str(lost)
+        if slot.worker is not None:
+            end = self._nursery.end(slot.worker)
+            what += f" ({end})" if not isinstance(lost, Silent) else ""
+            slot.worker = None
+        slot.losses += 1
+        done = len(slot.actions)
+        what = f"{self._name(slot.index)} {what} after {done} decision{'s' * (done != 1)}"
+        if slot.losses > self._max_restarts:
+            slow, dead = (
+                "raise sim.timeout_s, or try sim.renderer=osmesa",
+                "is there memory for so many? try fewer envs",
+            )
+            raise SimulatorError(
+                f"{what}, and was lost {slot.losses} times in this episode, with sim.max_restarts={self._max_restarts};"
+                f" {slow if isinstance(lost, Silent) else dead}"
+            )
+        self.restarts += 1
+        _log.warning("%s; its episode is simulated again (loss %d, at most %d)", what, slot.losses, self._max_restarts)
+
+    def _refuse_too_many(self) -> None:
+        """Measures the first worker, which has rendered a frame by now."""
+        (first, *others) = self._slots
+        assert first.worker is not None
+        need = private_bytes(first.worker.pid) + _GROWTH
+        free = available_bytes()
+        if need * len(others) > free:
+            raise SimulatorError(
+                f"{self.num_envs} environments of {self.task.id} need {need / 2**20:.0f} MiB each, and"
+                f" {free / 2**20:.0f} MiB are free: {1 + int(free / need)} fit; use fewer envs or a smaller sim.image_size"
+            )
+
+    def _name(self, index: int) -> str:
+        return f"environment {index} of {self.task.id}"
 
 
-def _gone() -> Any:
-    raise EOFError
-
-
-def _exit(process: BaseProcess) -> str:
-    code = process.exitcode
-    if code is not None and code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit status {code}"
-
-
-def _shut_down(connections: list[Connection], processes: list[BaseProcess]) -> None:
-    """Kills all workers: they have nothing to save, and a hung one would not listen."""
-    for process in processes:
-        process.kill()
-    for process, connection in zip(processes, connections, strict=True):
-        process.join()
-        process.close()
-        connection.close()
-    connections.clear()
-    processes.clear()
-
-
-def _blank(num_envs: int, sim: SimParams, objects: int, state_size: int) -> VectorObservation:
-    """The observation before any reset, NaN where it has numbers."""
-
-    def blank(*shape: int) -> NDArray[np.float64]:
-        return np.full((num_envs, *shape), math.nan)
-
-    return VectorObservation(
-        image=np.zeros((num_envs, sim.image_size, sim.image_size, 3), np.uint8),
-        proprio=blank(PROPRIO_DIM).astype(np.float32),
-        scene=Scene(
-            ee_pos=blank(3),
-            ee_quat=blank(4),
-            gripper_qpos=blank(2),
-            object_pos=blank(objects, 3),
-            object_quat=blank(objects, 4),
-            grasped=np.zeros((num_envs, objects), np.bool_),
-            success=np.zeros(num_envs, np.bool_),
-        ),
-        sim_state=blank(sim.action_repeat, state_size),
-        env_steps=np.zeros(num_envs, np.int64),
-    )
-
-
-@contextlib.contextmanager
-def _worker_environment(backend: str) -> Iterator[None]:
-    """Processes started inside see one thread per library and the renderer, from their first import on."""
-    wanted = {**WORKER_ENVIRONMENT, "MUJOCO_GL": backend}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C: a blocked signal stays blocked in a child."""
-    resource_tracker.ensure_running()  # else the first start does it, and unblocks the signal on the way
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _shut_down(owner: int, nursery: Nursery, slots: list[_Slot]) -> None:
+    if os.getpid() != owner:  # a fork of the owner inherits the finalizer, but not the processes
+        return
+    nursery.stop()
+    for slot in slots:
+        if slot.worker is not None:
+            slot.worker.close(_EXIT_SECONDS)
+            slot.worker = None

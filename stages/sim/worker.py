@@ -1,90 +1,74 @@
-"""What runs in each process of a `VectorEnv`: one environment that answers commands until the pipe closes."""
+"""What runs in each process of a `VectorEnv`: one environment that answers commands until the socket closes."""
 
-import os
-import sys
+import socket
+import time
 import traceback
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from stages.errors import SimulatorError, TgrpoError
-from stages.params import SimParams
-from stages.sim.assets import Assets
-from stages.types import InitialState, Scene, Task
+from stages.sim.records import Command, Record
+
+if TYPE_CHECKING:
+    from stages.sim.env import LiberoEnv
+
+DONE = b"."  # the answer to any command; a failure is answered by its name and its message, in two lines
 
 
-@dataclass(frozen=True)
-class Ready:
-    """The first answer: the environment stands."""
+def serve(connection: socket.socket, record: Record, env: "LiberoEnv") -> None:
+    """Serves one environment until the other side of the socket is gone, or something fails.
 
-    object_names: tuple[str, ...]
-    state_size: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The answer to a reset or a step. The image lies in the shared memory by then."""
-
-    proprio: NDArray[np.float32]  # (8,)
-    scene: Scene
-    sim_state: NDArray[np.float64]  # (K, S)
-    env_steps: int
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The last answer: what went wrong. The process ends."""
-
-    error: TgrpoError
-
-
-Command = InitialState | NDArray[np.float64]  # reset to a start, or step with an action (7,)
-
-
-def run_worker(connection: Connection, image_memory: Any, task: Task, sim: SimParams, assets: Assets) -> None:
-    """Serves one environment until the parent kills it, or is gone.
+    Answers once before any command: after its first frame, for which it makes its renderer.
 
     Args:
-        connection: commands in, `Ready`, `Outcome` and `Failure` out.
-        image_memory: shared bytes for one image (H, W, 3).
-        task, sim, assets: as for `LiberoEnv`.
+        connection: of messages; `Command` in, `DONE` or a failure out.
+        record: commands' payloads in, all else out.
+        env: the environment.
     """
-    os.dup2(2, 1)  # the parent prints handles on this stdout: nothing here may write to it, not even C code
-    sys.stdout = sys.stderr
-    image = np.frombuffer(image_memory, np.uint8).reshape(sim.image_size, sim.image_size, 3)
     try:
-        from stages.sim.env import LiberoEnv
-
-        env = LiberoEnv(task, sim, assets)
-        connection.send(Ready(env.object_names, env.state_size))
-        while True:
-            command: Command = connection.recv()
-            states = [] if isinstance(command, InitialState) else _hold(env, command, sim.action_repeat)
-            if isinstance(command, InitialState):
-                env.reset(command)
-            image[:] = env.render()
-            rows = states + [env.state()] * (sim.action_repeat - len(states))
-            connection.send(Outcome(env.proprio(), env.scene(), np.stack(rows), len(states)))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone
-    except TgrpoError as error:
-        connection.send(Failure(error))
+        env.render()
+        connection.send(DONE)
+        while command := connection.recv(1):
+            _obey(Command(command), record, env)
+            connection.send(DONE)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # nobody listens any more
     except Exception as error:
+        connection.send(failure(error))
+
+
+def failure(error: Exception) -> bytes:
+    """How an error travels to the process that asked: its class in `stages.errors` and its message."""
+    if not isinstance(error, TgrpoError):
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
-        connection.send(Failure(SimulatorError(f"{type(error).__name__} in {where}: {' '.join(str(error).split())}")))
+        error = SimulatorError(f"{type(error).__name__} in {where}: {' '.join(str(error).split())}")
+    return f"{type(error).__name__}\n{error}".encode()
 
 
-def _hold(env: Any, action: NDArray[np.float64], repeat: int) -> list[NDArray[np.float64]]:
-    """Steps up to `repeat` times with one action, until the goal is reached; the states after each step."""
-    states = []
-    for _ in range(repeat):
-        success = env.step(action)
-        states.append(env.state())
+def _obey(command: Command, record: Record, env: "LiberoEnv") -> None:
+    record["env_steps"] = 0
+    if command == Command.RESET:
+        env.reset(record.start())
+        record["snapshot"] = env.snapshot()
+    elif command == Command.RESTORE:
+        env.restore(record["snapshot"])
+    else:
+        _hold(record, env)
+    record["sim_state"][int(record["env_steps"]) :] = env.state()
+    if command in (Command.RESET, Command.STEP):
+        record["image"] = env.render()
+        record["proprio"] = env.proprio()
+        for name, values in vars(env.scene()).items():
+            record[name] = values
+
+
+def _hold(record: Record, env: "LiberoEnv") -> None:
+    """Steps up to K times with one action, until the goal is reached; leaves the state after each step."""
+    for step, row in enumerate(record["sim_state"], 1):
+        success = env.step(record["action"])
+        row[:] = env.state()
+        record["env_steps"] = step
+        record["alive_at"] = time.monotonic()
         if success:
             break
-    return states
