@@ -19,6 +19,7 @@ from stages.reporting import Reporter, Silent
 from stages.rewards.scorer import Scorer
 from stages.rewards.spec import RewardSpec
 from stages.seeding import derive_seed
+from stages.sim.backends import choose_backend
 from stages.sim.expert import PickPlaceExpert
 from stages.store.groups import write_group
 from stages.store.handles import Handle
@@ -169,6 +170,7 @@ def _write(
             **params.model_dump(include={"sim", "demos"}),
             "reward": reward.to_json(),
             "assets": {"kind": env.assets.kind, "digest": env.assets.digest},
+            "renderer": choose_backend(params.sim.renderer),
         },
     )
     with write_group(

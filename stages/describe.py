@@ -57,6 +57,7 @@ def _group(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "successes": summary["successes"],
         "mean_return": round(summary["mean_return"], 3),
         "mean_length": round(summary["mean_length"], 3),
+        **({"incomplete": True} if record.get("complete") is False else {}),
         **_links(path, record, "checkpoint"),
     }
 

@@ -40,7 +40,10 @@ def inspect(path: Path, picture: Path | None, film: Path | None, read_params: Ca
     if handle.kind == "group":
         yield from _group(path, picture)
         if film is not None:
-            yield _film(path, film, read_params())
+            from stages.film import film_group
+
+            film_group(read_params(), open_group(path, incomplete=True), film)
+            yield f"film  {film}"
     elif handle.kind == "advantages":
         yield from _advantages(open_advantages(path))
     else:
@@ -63,8 +66,10 @@ def _cell(value: object) -> str:
 
 
 def _group(path: Path, picture: Path | None) -> Iterator[str]:
-    group = open_group(path)
+    group = open_group(path, incomplete=True)
     a = group.attrs
+    if not group.complete:
+        yield f"incomplete: the simulator failed after {group.decisions} decisions; for looking at, not for training"
     yield f"task    {a.task}: {a.instruction}, from {a.initial_state}"
     yield (
         f"sampled at temperature {a.temperature:g}, stop {a.stop}, {a.action_repeat} environment steps a decision, "
@@ -129,24 +134,6 @@ def _find_advantages(group: Group) -> Advantages | None:
             except (ArtifactError, KeyError):
                 continue
     return None
-
-
-def _film(path: Path, film: Path, params: Params) -> str:
-    """Films all trajectories side by side, rendered again from the stored states."""
-    from stages.film import film_trajectories
-
-    group = open_group(path)
-    recorded = group.attrs.params["assets"]["kind"]
-    params = params.model_copy(
-        update={"task": group.attrs.task, "sim": params.sim.model_copy(update={"assets": recorded})}
-    )
-    states, steps = group["sim_state"][:], group["env_steps"][:]
-    trajectories = []
-    for g in range(group.trajectories):
-        played = [states[g, t, : steps[g, t]] for t in range(int(group["length"][g]))]
-        trajectories.append(np.concatenate([group["initial_state"][:][None], *played]))
-    film_trajectories(params, trajectories, film)
-    return f"film  {film}"
 
 
 def _advantages(advantages: Advantages) -> Iterator[str]:

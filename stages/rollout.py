@@ -20,6 +20,7 @@ from stages.reporting import Reporter, Silent
 from stages.rewards.scorer import Scorer
 from stages.rewards.spec import RewardSpec
 from stages.seeding import derive_seed
+from stages.sim.backends import choose_backend
 from stages.store.groups import write_group
 from stages.store.handles import Handle
 from stages.store.provenance import reference
@@ -49,7 +50,7 @@ def sample_group(
 
     Raises:
         ArtifactError: `out` exists and `overwrite` is false.
-        SimulatorError: an environment died.
+        SimulatorError: the simulator failed for good; the decisions so far are kept apart (see `write_group`).
     """
     p = params.rollout
     limit = p.max_env_steps or env.task.max_env_steps
@@ -76,6 +77,7 @@ def sample_group(
             **params.model_dump(include={"sim", "rollout"}),
             "reward": reward.to_json(),
             "assets": {"kind": env.assets.kind, "digest": env.assets.digest},
+            "renderer": choose_backend(params.sim.renderer),
         },
     )
     with (

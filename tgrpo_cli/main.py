@@ -3,6 +3,7 @@
 Nothing heavy is imported here or in the command modules' own bodies, so `tgrpo --help` answers at once.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tgrpo_cli import (
     evaluate,
     gen_reward,
     inspect,
+    replay,
     rollout,
     sft,
     train,
@@ -43,6 +45,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate.command,
     "train": train.command,
     "inspect": inspect.command,
+    "replay": replay.command,
     "doctor": doctor.command,
 }
 for name, command in COMMANDS.items():
@@ -51,6 +54,8 @@ for name, command in COMMANDS.items():
 
 def main() -> None:
     """Runs a command. A failure the user can mend is one line on stderr; a traceback means a defect in tgrpo."""
+    logging.basicConfig(format="tgrpo: %(message)s")
+    logging.getLogger("stages").setLevel(logging.INFO)  # such as which renderer was chosen; to stderr
     try:
         app()
     except TgrpoError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stages.errors import SimulatorError
 from stages.store.artifacts import atomic_directory
 from stages.store.provenance import from_record
 from stages.store.schema import CHUNKS, GROUP_ARRAYS, GROUP_VERSION, ArraySpec, GroupAttrs
@@ -102,6 +103,11 @@ class GroupWriter:
                 self._flush(name)
 
     @property
+    def decisions(self) -> int:
+        """Appended so far."""
+        return self._decisions
+
+    @property
     def summary(self) -> GroupSummary:
         """Of the decisions appended so far."""
         return GroupSummary(
@@ -111,14 +117,18 @@ class GroupWriter:
             env_steps=self._env_steps,
         )
 
-    def finish(self) -> None:
-        """Writes what is held back, then the attributes, `complete` last. `write_group` calls it."""
+    def finish(self, *, whole: bool = True) -> None:
+        """Writes what is held back, then the attributes, `complete` last: false for a group that was cut short.
+
+        `write_group` calls it.
+        """
         if self._decisions == 0:
             raise ValueError("a group needs at least one decision")
         for name in _STREAMED:
             self._flush(name)
         self._write_whole("length", self._length)
-        complete(self._folder, "group", GROUP_VERSION, {**asdict(self._attrs), "summary": asdict(self.summary)})
+        attrs = {**asdict(self._attrs), "summary": asdict(self.summary)}
+        complete(self._folder, "group", GROUP_VERSION, attrs, whole=whole)
 
     def _row(self, spec: ArraySpec, value: ArrayLike, taken: NDArray[np.bool_]) -> NDArray[Any]:
         """One decision (G, ...) of an array, checked, in the array's dtype, zero where not taken; always a copy."""
@@ -157,6 +167,10 @@ def write_group(
 ) -> Iterator[GroupWriter]:
     """Yields a writer; the group appears at `path`, whole, when the block ends, and never when it raises.
 
+    When the simulator fails, the decisions appended so far are kept at `incomplete_path(path)`, marked incomplete, in
+    place of what an earlier failure left there; the error that goes on then names that path. Any other exception leaves
+    nothing.
+
     Args:
         path: the group's folder, by convention ending in `.zarr`.
         attrs: what the group records about itself.
@@ -167,12 +181,30 @@ def write_group(
 
     Raises:
         ArtifactError: `path` exists and `overwrite` is false.
+        SimulatorError: the block's own.
         TgrpoError: the disk is full.
     """
     with atomic_directory(path, overwrite) as partial:
         writer = GroupWriter(partial, attrs, trajectories, initial_state, initial_scene)
-        yield writer
+        try:
+            yield writer
+        except SimulatorError as error:
+            if writer.decisions == 0:
+                raise
+            writer.finish(whole=False)
+            kept = incomplete_path(path)
+            with atomic_directory(kept, overwrite=True) as place:
+                for entry in partial.iterdir():
+                    entry.rename(place / entry.name)
+            raise SimulatorError(
+                f"{error}; the decisions so far ({writer.decisions}) are kept in {kept}, marked incomplete"
+            ) from error
         writer.finish()
+
+
+def incomplete_path(path: Path) -> Path:
+    """Where a group planned at `path` is kept when the simulator fails: `g.incomplete.zarr` for `g.zarr`."""
+    return path.with_name(f"{path.stem}.incomplete{path.suffix}")
 
 
 class StoredArray(Protocol):
@@ -188,7 +220,7 @@ class StoredArray(Protocol):
 
 
 class Group:
-    """A whole group on disk, read lazily: `group["image"][0, :5]` reads one chunk into NumPy. Made by `open_group`."""
+    """A group on disk, read lazily: `group["image"][0, :5]` reads one chunk into NumPy. Made by `open_group`."""
 
     def __init__(self, path: Path, arrays: zarr.Group, record: dict[str, Any], sizes: dict[str, int]) -> None:
         self.path = path
@@ -196,6 +228,7 @@ class Group:
         self.attrs = replace(attrs, object_names=tuple(attrs.object_names))
         self.summary = from_record(GroupSummary, record.get("summary", {}), path, "group")
         self.versions: dict[str, str] = record.get("versions", {})
+        self.complete: bool = record["complete"]  # false: the simulator failed while the group was sampled
         self.trajectories = sizes["G"]
         self.decisions = sizes["T"]  # of the longest trajectory
         self._arrays = arrays
@@ -212,6 +245,13 @@ class Group:
         """(G,) which trajectories ended in success."""
         return self["success"][:][np.arange(self.trajectories), self["length"][:] - 1]
 
+    def states(self, trajectory: int) -> NDArray[np.float64]:
+        """(N, S) the MuJoCo states of one trajectory: its settled start, then one after each environment step run."""
+        length, steps = int(self["length"][trajectory]), self["env_steps"][trajectory]
+        stored = self["sim_state"][trajectory, :length]
+        played = [stored[t, : steps[t]] for t in range(length)]
+        return np.concatenate([self["initial_state"][:][None], *played])
+
     def scene(self) -> Scene:
         """The world after every decision, leading axes (G, T), as rewards read it."""
         return Scene(**{name: self[name][:] for name in _SCENE_FIELDS})
@@ -221,11 +261,14 @@ class Group:
         return Scene(**{name: self[f"initial_{name}"][...] for name in _SCENE_FIELDS})
 
 
-def open_group(path: Path) -> Group:
+def open_group(path: Path, *, incomplete: bool = False) -> Group:
     """Opens a group for reading.
+
+    Args:
+        incomplete: also open one that the simulator's failure cut short; its trajectories may end anywhere.
 
     Raises:
         ArtifactError: missing, half-written or cut off, no group, of another schema version, or with an array missing
-            or of another shape or dtype.
+            or of another shape or dtype; or incomplete, unless that is allowed.
     """
-    return Group(path, *open_checked(path, "group", GROUP_VERSION, GROUP_ARRAYS))
+    return Group(path, *open_checked(path, "group", GROUP_VERSION, GROUP_ARRAYS, cut_short=incomplete))

@@ -159,7 +159,7 @@ class AdvantagesAttrs:
 COMMON_ATTRS = {
     "kind": "`group` or `advantages`",
     "schema_version": "whole number; readers refuse any other than their own",
-    "complete": "true, set as the last thing",
+    "complete": "true, set as the last thing; false in a group that a failure of the simulator cut short",
     "files": "number of files besides the root `zarr.json`; with `bytes` it betrays a copy that was cut off",
     "bytes": "their total size",
     "versions": "installed versions of the packages that can change a result",

@@ -40,8 +40,8 @@ def create_arrays(folder: Path, specs: Iterable[ArraySpec], sizes: Sizes) -> dic
     }
 
 
-def complete(folder: Path, kind: str, version: int, attrs: Mapping[str, Any]) -> None:
-    """Writes the `tgrpo` attribute, which makes the group in the folder a whole artifact."""
+def complete(folder: Path, kind: str, version: int, attrs: Mapping[str, Any], *, whole: bool = True) -> None:
+    """Writes the `tgrpo` attribute, which makes the group in the folder an artifact: a whole one, or one cut short."""
     import zarr
 
     files, size = _weigh(folder)
@@ -52,13 +52,16 @@ def complete(folder: Path, kind: str, version: int, attrs: Mapping[str, Any]) ->
         "bytes": size,
         "versions": package_versions(),
     }
-    zarr.open_group(folder, mode="r+").attrs["tgrpo"] = {**header, **attrs, "complete": True}
+    zarr.open_group(folder, mode="r+").attrs["tgrpo"] = {**header, **attrs, "complete": whole}
 
 
 def open_checked(
-    path: Path, kind: str, version: int, specs: Iterable[ArraySpec]
+    path: Path, kind: str, version: int, specs: Iterable[ArraySpec], *, cut_short: bool = False
 ) -> tuple[zarr.Group, dict[str, Any], dict[str, int]]:
     """Opens a zarr artifact for reading and checks it whole: kind, version, every array's dtype and shape, all files.
+
+    Args:
+        cut_short: also open one that is marked incomplete.
 
     Returns:
         The zarr group, its `tgrpo` attribute, and the size of every axis.
@@ -69,7 +72,12 @@ def open_checked(
     require_exists(path, kind)
     attrs = read_provenance(path)
     require_kind(path, attrs, kind, version)
-    if attrs.get("complete") is not True:
+    if attrs.get("complete") is False and not cut_short:
+        raise ArtifactError(
+            f"{path} is incomplete: the simulator failed before the {kind} was whole; `tgrpo inspect` and `tgrpo replay` "
+            f"can read it; to go on, {remedy(kind)} and leave this one out"
+        )
+    if not isinstance(attrs.get("complete"), bool):
         raise ArtifactError(f"{path} is half-written: its `complete` attribute is not set; {remedy(kind)}")
     files, size = _weigh(path)
     if (files, size) != (attrs.get("files"), attrs.get("bytes")):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from group_sample import ATTRS, LENGTHS, SIZE, G, S, T, decision, scene, write_sample
+from group_sample import ATTRS, LENGTHS, SIZE, G, K, S, T, decision, scene, write_sample
 
-from stages.errors import ArtifactError
+from stages.errors import ArtifactError, SimulatorError
 from stages.store.artifacts import digest_of, find_partials
 from stages.store.groups import open_group, write_group
 from stages.store.schema import GROUP_ARRAYS
@@ -256,3 +256,61 @@ def test_a_wrong_array_is_named(copy: Path, name: str, replacement: Any, message
     edit_record(copy, files=len(files), bytes=sum(path.stat().st_size for path in files))
     with pytest.raises(ArtifactError, match=message):
         open_group(copy)
+
+
+def fail_after(decisions: int, path: Path, overwrite: bool = False) -> str:
+    """Writes some decisions of the sample, then fails as the simulator does; returns what the error says."""
+    with (
+        pytest.raises(SimulatorError) as caught,
+        write_group(
+            path,
+            ATTRS,
+            trajectories=G,
+            initial_state=np.zeros(S),
+            initial_scene=scene(rng=np.random.default_rng(0)),
+            overwrite=overwrite,
+        ) as writer,
+    ):
+        for t in range(decisions):
+            writer.append(**decision(t))
+        raise SimulatorError("environment 1 died 4 times; try fewer envs")
+    return str(caught.value)
+
+
+def test_what_the_simulator_cut_short_is_kept_apart(tmp_path: Path) -> None:
+    message = fail_after(20, tmp_path / "g.zarr")
+    kept = tmp_path / "g.incomplete.zarr"
+    assert message.startswith("environment 1 died 4 times; try fewer envs; ")
+    assert message.endswith(f"the decisions so far (20) are kept in {kept}, marked incomplete")
+    assert list(tmp_path.iterdir()) == [kept]
+    with pytest.raises(ArtifactError, match=r"g\.incomplete\.zarr is incomplete: .* `tgrpo rollout`"):
+        open_group(kept)
+    group = open_group(kept, incomplete=True)
+    assert (group.complete, group.decisions, group.summary.env_steps) == (False, 20, 2 * (20 + 17 + 20))
+    np.testing.assert_array_equal(group["reward"][0], [decision(t)["reward"][0] for t in range(20)])
+    np.testing.assert_array_equal(group["image"][2, 19], decision(19)["image"][2])
+    # A later failure at the same place takes it over, and a group that gets whole does not touch it.
+    fail_after(3, tmp_path / "g.zarr")
+    assert open_group(kept, incomplete=True).decisions == 3
+    assert open_group(write_sample(tmp_path / "g.zarr")).complete
+    assert open_group(kept, incomplete=True).decisions == 3
+
+
+def test_a_failure_before_the_first_decision_keeps_nothing(tmp_path: Path) -> None:
+    assert fail_after(0, tmp_path / "g.zarr") == "environment 1 died 4 times; try fewer envs"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_the_group_that_was_to_be_replaced(copy: Path) -> None:
+    before = digest_of(copy)
+    fail_after(5, copy, overwrite=True)
+    assert digest_of(copy) == before
+    assert open_group(copy.parent / "copy.incomplete.zarr", incomplete=True).decisions == 5
+
+
+def test_the_states_of_a_trajectory_are_those_that_were_run(whole: Path) -> None:
+    group = open_group(whole)
+    states = group.states(1)
+    assert states.shape == (1 + K * LENGTHS[1], S)
+    np.testing.assert_array_equal(states[0], group["initial_state"][:])
+    np.testing.assert_array_equal(states[1 + 2 * 4 : 1 + 2 * 5], group["sim_state"][1, 4])
