@@ -13,6 +13,7 @@ import typer
 from stages.errors import TgrpoError
 from tgrpo_cli import (
     advantage,
+    bench,
     demos,
     doctor,
     evaluate,
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
