@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -88,14 +89,28 @@ def _needed_files(folder: Path) -> list[Path]:
     return needed
 
 
+def folder_stamp(folder: Path) -> str:
+    """Changes with every file that is added, removed or written below a folder, and from machine to machine."""
+    return _digest(f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in _listing(folder))
+
+
 def _listing_digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)  # a hub download keeps notes in .cache
-        if file.is_file() and not hidden:
-            digest.update(f"{name.as_posix()} {file.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]
+    return _digest(f"{name} {status.st_size}" for name, status in _listing(folder))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()[:16]
+
+
+def _listing(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """All files below a folder in a fixed order, less hidden ones: a hub download keeps notes in .cache."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in files:
+            if not file.startswith(".") and os.path.isfile(path := os.path.join(root, file)):
+                found.append((Path(path).relative_to(folder), os.stat(path)))
+    return [(name.as_posix(), status) for name, status in sorted(found)]
 
 
 def _local_folders() -> list[Path]:

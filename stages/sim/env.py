@@ -11,6 +11,7 @@ Differences from LIBERO's own environment, by purpose:
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -57,6 +58,7 @@ class LiberoEnv:
         self.task = task
         self._sim = sim
         self._renderer: Renderer | None = None
+        self._env: Any = None
         self._success: bool | None = None  # None until the first reset
         self._visuals_due = False
         self._synced = self._viewed = False
@@ -194,17 +196,22 @@ class LiberoEnv:
         return self._renderer.render(self._view(), cameras.index(camera), size)[::-1, ::-1]
 
     def close(self) -> None:
-        """Frees the renderer and the simulation. May be called twice."""
+        """Frees the renderer and the simulation. May be called twice; after it nothing else may be called."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+        if self._env is not None:
+            self._env.sim.free()  # robosuite's objects refer to each other in circles, and would keep the model
+            self._env, self._success = None, None
+            del self.model, self.data, self._viewed_data, self._controller
 
     def _build(self, assets: Assets) -> None:
         from stages.sim.controller import OscPoseController  # robosuite may be imported only after prepare
         from stages.sim.domain import make_domain
 
         with quiet(), _numpy_seed(0):
-            self._env = make_domain(self.task.bddl_file, cheap_robot=assets.kind == "primitive" and self._sim.observe == "latest")
+            cheap_robot = assets.kind == "primitive" and self._sim.observe == "latest"
+            self._env = make_domain(self.task, assets, cheap_robot=cheap_robot)
             self._env.visualize(
                 dict.fromkeys(self._env._visualizations, False)
             )  # hides helper sites, as LIBERO's reset
