@@ -140,7 +140,7 @@ class MjStep(Ours):
     """25 plain `mj_step` on the states that the controlled environment goes through, with the controls it begins with."""
 
     def __init__(self, entry: Entry) -> None:
-        import mujoco
+        from stages.sim.glfree import mujoco
 
         super().__init__(entry)
         self._mujoco = mujoco

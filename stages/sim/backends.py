@@ -203,8 +203,7 @@ def _text(error: Exception) -> str:
 
 
 def _draw_sphere(backend: Backend) -> dict[str, Any]:
-    import mujoco
-
+    from stages.sim.glfree import mujoco
     from stages.sim.renderer import Renderer
 
     model = mujoco.MjModel.from_xml_string(_SPHERE)

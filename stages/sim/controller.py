@@ -4,13 +4,13 @@ import itertools
 import math
 from typing import Any
 
-import mujoco
 import numpy as np
 import robosuite.utils.transform_utils as transforms
 from numpy.typing import NDArray
 from robosuite.robots import SingleArm
 
 from stages.sim import physics
+from stages.sim.glfree import mujoco
 
 _GRIPPER_SPEED = np.array([-1.0, 1.0]) * 0.01  # PandaGripper.speed per physics step, towards closed
 _ARM = 6  # entries of an action that move the arm; the seventh is the gripper

@@ -17,12 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from stages.errors import SimulatorError
 from stages.sim import robot_visuals
 from stages.sim.assets import Assets, folder_stamp
+from stages.sim.glfree import mujoco
 from stages.sim.model_cache import Key, read_entry, write_entry
 from stages.types import ENV_STEPS_PER_SECOND, Task
 

@@ -13,13 +13,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import SimulatorError, TaskError
 from stages.params import SimParams
 from stages.sim.assets import Assets
+from stages.sim.glfree import mujoco
 from stages.sim.observation_clock import ObservationClock
 from stages.sim.renderer import Renderer
 from stages.sim.runtime import choose_backend, first_compilation, prepare, quiet

@@ -23,10 +23,10 @@ from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 
-import mujoco
 import numpy as np
 
 from stages.sim.cache import cache_dir
+from stages.sim.glfree import mujoco
 
 MAX_BYTES = 4 * 10**9  # two suites of ten tasks with LIBERO's meshes, 80 to 180 MB each; primitive scenes have 7 MB
 _ABANDONED_AFTER_S = 3600.0  # a temporary folder this old belongs to a process that was killed

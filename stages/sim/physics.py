@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
-import mujoco
 import numba
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
 from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 
+from stages.sim.glfree import mujoco
 from stages.sim.observation_clock import PHYSICS_STEPS
 
 # Makes MuJoCo's functions known to the linker by name; calls through ctypes could not be cached on disk.

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import SimulatorError
 from stages.sim.backends import Backend, make_context
+from stages.sim.glfree import mujoco
 
 _MAX_GEOMS = 1000  # as robosuite allocates
 _COLLISION_GROUP, _VISUAL_GROUP = 0, 1  # robosuite's geom groups

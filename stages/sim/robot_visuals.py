@@ -58,7 +58,7 @@ def _decimated(source: Path) -> Path:
 
 def _load_mesh(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Reads whatever mesh format MuJoCo reads: vertices (V, 3) in the file's own frame and faces (F, 3)."""
-    import mujoco  # only when a mesh is decimated for the first time
+    from stages.sim.glfree import mujoco  # only when a mesh is decimated for the first time
 
     root = ET.Element("mujoco")
     ET.SubElement(ET.SubElement(root, "asset"), "mesh", name="mesh", file=str(path))
