@@ -13,7 +13,8 @@ import platform
 import sys
 import types
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,31 +30,49 @@ from stages.types import ENV_STEPS_PER_SECOND, Task
 _DECIDING_PACKAGES = ("mujoco", "robosuite", "hf-libero", "bddl", "numpy")
 
 
-def make_domain(task: Task, assets: Assets, *, cheap_robot: bool) -> Any:
+@dataclass(frozen=True)
+class Scene:
+    """What an environment is made of, and what the cache has of it: read by a thread, None where there is nothing."""
+
+    bddl_file: Path
+    cheap_robot: bool
+    key: Key
+    entry: "Future[tuple[mujoco.MjModel, bytes] | None]"
+
+
+@contextlib.contextmanager
+def reading_scene(task: Task, assets: Assets, *, cheap_robot: bool) -> Iterator[Scene]:
+    """Reads a task's compiled scene from the cache in a thread, which has ended when the block ends.
+
+    With LIBERO's meshes that takes as long as the imports, which the block is for.
+
+    Args:
+        task, assets: the scene.
+        cheap_robot: replace the robot's visual meshes; physics does not change.
+    """
+    key = _key(task, assets, cheap_robot)
+    with ThreadPoolExecutor(1) as pool:
+        yield Scene(task.bddl_file, cheap_robot, key, pool.submit(read_entry, key))
+
+
+def make_domain(scene: Scene) -> Any:
     """LIBERO's environment of a task: from the cache after its first use on this machine, else as `build_domain`.
 
     A cached environment is equal to a built one to the last bit once both are reset; before, the simulation's data is
     that of no particular moment. Numpy's global stream advances only where the environment is built.
 
-    Args:
-        task, assets: the scene.
-        cheap_robot: replace the robot's visual meshes; physics does not change.
-
     Raises:
         SimulatorError: a file of the assets is missing or broken.
     """
-    key = _key(task, assets, cheap_robot)
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read_entry, key)  # beside imports that take as long, and are needed anyway
-        domain_class = _domain_class(task.bddl_file, cheap_robot=cheap_robot)
-        _load_numba()
-        entry = reading.result()
+    domain_class = _domain_class(scene.bddl_file, cheap_robot=scene.cheap_robot)
+    _load_numba()
+    entry = scene.entry.result()
     if entry is not None:
         with contextlib.suppress(Exception):  # whatever an unpickler raises over code that is not the writer's
             return _thaw(domain_class, *entry)
-    domain = build_domain(task.bddl_file, cheap_robot=cheap_robot)
+    domain = build_domain(scene.bddl_file, cheap_robot=scene.cheap_robot)
     with contextlib.suppress(pickle.PicklingError):
-        write_entry(key, domain.sim.model._model, _freeze(domain))
+        write_entry(scene.key, domain.sim.model._model, _freeze(domain))
     return domain
 
 

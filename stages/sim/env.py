@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stages.errors import SimulatorError, TaskError
 from stages.params import SimParams
+from stages.sim import domain
 from stages.sim.assets import Assets
 from stages.sim.glfree import mujoco
 from stages.sim.observation_clock import ObservationClock
@@ -54,7 +55,6 @@ class LiberoEnv:
     """
 
     def __init__(self, task: Task, sim: SimParams, assets: Assets) -> None:
-        prepare(sim, assets.path)
         self.task = task
         self._sim = sim
         self._renderer: Renderer | None = None
@@ -63,10 +63,13 @@ class LiberoEnv:
         self._visuals_due = False
         self._synced = self._viewed = False
         self._clock = ObservationClock()
-        with first_compilation():
-            self._build(assets)
-            self._hard_reset(0)
-            self._advance(NO_OP)
+        cheap_robot = assets.kind == "primitive" and sim.observe == "latest"
+        with domain.reading_scene(task, assets, cheap_robot=cheap_robot) as scene:
+            prepare(sim, assets.path)
+            with first_compilation():
+                self._build(scene)
+                self._hard_reset(0)
+                self._advance(NO_OP)
         self.state_size = 1 + self.model.nq + self.model.nv
         self.snapshot_size = sum(part.size for part in self._parts())
 
@@ -205,13 +208,11 @@ class LiberoEnv:
             self._env, self._success = None, None
             del self.model, self.data, self._viewed_data, self._controller
 
-    def _build(self, assets: Assets) -> None:
+    def _build(self, scene: domain.Scene) -> None:
         from stages.sim.controller import OscPoseController  # robosuite may be imported only after prepare
-        from stages.sim.domain import make_domain
 
         with quiet(), _numpy_seed(0):
-            cheap_robot = assets.kind == "primitive" and self._sim.observe == "latest"
-            self._env = make_domain(self.task, assets, cheap_robot=cheap_robot)
+            self._env = domain.make_domain(scene)
             self._env.visualize(
                 dict.fromkeys(self._env._visualizations, False)
             )  # hides helper sites, as LIBERO's reset

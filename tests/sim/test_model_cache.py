@@ -17,7 +17,7 @@ import pytest
 
 from stages.sim import domain, model_cache, primitives
 from stages.sim.assets import Assets, resolve_assets
-from stages.sim.domain import make_domain
+from stages.sim.domain import make_domain, reading_scene
 from stages.sim.env import LiberoEnv
 from stages.sim.model_cache import read_entry, write_entry
 from stages.sim.runtime import prepare, quiet
@@ -71,7 +71,8 @@ def _scene(assets: Assets, *, cheap_robot: bool = True) -> bytes:
     prepare(SIM, assets.path)
     np.random.seed(0)
     with quiet():
-        return _bytes(make_domain(TASK, assets, cheap_robot=cheap_robot).sim.model._model)
+        with reading_scene(TASK, assets, cheap_robot=cheap_robot) as scene:
+            return _bytes(make_domain(scene).sim.model._model)
 
 
 def _assert_alike(built: LiberoEnv, cached: LiberoEnv) -> None:
