@@ -70,9 +70,8 @@ def _bytes(model: mujoco.MjModel) -> bytes:
 def _scene(assets: Assets, *, cheap_robot: bool = True) -> bytes:
     prepare(SIM, assets.path)
     np.random.seed(0)
-    with quiet():
-        with reading_scene(TASK, assets, cheap_robot=cheap_robot) as scene:
-            return _bytes(make_domain(scene).sim.model._model)
+    with quiet(), reading_scene(TASK, assets, cheap_robot=cheap_robot) as scene:
+        return _bytes(make_domain(scene).sim.model._model)
 
 
 def _assert_alike(built: LiberoEnv, cached: LiberoEnv) -> None:

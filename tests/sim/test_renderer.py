@@ -31,7 +31,9 @@ each_backend = pytest.mark.parametrize("backend", ["osmesa", pytest.param("egl",
 
 def _child(code: str, **environment: str) -> str:
     """What a fresh process prints; it must say nothing on stderr."""
-    inherited = {name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"}  # a test has drawn here
+    inherited = {
+        name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"
+    }  # a test has drawn here
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env={**inherited, **environment}, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
