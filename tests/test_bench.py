@@ -65,7 +65,7 @@ def test_contenders_come_to_the_same_states(params: Params) -> None:
     states = {}
     for who in ("libero", "ours", "mj_step"):
         with _contender(Entry(who, "libero_object/6", sim, images=False)) as contender:  # type: ignore[arg-type]
-            start = contender.start(1)
+            start = contender.start(1, contender.first_image_s)
             contender.run(3)
             contender.run(2)
             assert 0 < start.reset_s < start.episode_s

@@ -368,7 +368,9 @@ def test_a_fork_of_the_owner_leaves_them_alone(vector: VectorEnv) -> None:
 
 
 PARENT = """
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, such as a CI's, ignores it
 import tests.sim.test_vector as t
 vector = t.VectorEnv(t.TASK, 2, t.SIM)
 vector.reset(t.STARTS)
