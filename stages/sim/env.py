@@ -1,4 +1,4 @@
-"""One LIBERO environment in this process: LIBERO's own scene, start and success; a lean physics loop and one camera.
+"""One LIBERO environment in this process: LIBERO's own scene, start and success; a compiled physics loop and one camera.
 
 Differences from LIBERO's own environment, by purpose:
 
