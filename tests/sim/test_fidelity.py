@@ -118,7 +118,7 @@ def test_scripted_success(task_id: str) -> None:
     episodes = [_scripted(env, task_id, start) for start in STARTS[1:]]
     ours = [run_here(env, e, InitialState("official", start)) for e, start in zip(episodes, STARTS[1:], strict=True)]
     env.close()
-    assert any(record.success[-1] for record in ours)
+    assert any(record.success.any() for record in ours)  # later steps may undo it
     for mine, theirs in zip(ours, run_in_libero(MESHES, episodes), strict=True):
         assert_same(mine, theirs)
 
