@@ -199,7 +199,7 @@ def _lose(vector: VectorEnv, how: str) -> None:
             1,
             r"environment 1 of libero_object/6 died \(killed by SIGKILL\) after 3 decisions; .*loss 1, at most 3",
         ),
-        ("worker stopped", 1, r"environment 1 of libero_object/6 was silent for 0\.8 s after 3 decisions"),
+        ("worker stopped", 1, r"environment 1 of libero_object/6 was silent for 2 s after 3 decisions"),
         ("nursery killed", 2, r"environment . of libero_object/6 died \(the process it was forked from is gone\)"),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_loss_changes_nothing(
 ) -> None:
     pids, before, begun = _pids(vector), vector.restarts, time.monotonic()
     if how == "worker stopped":
-        vector._timeout = 0.8
+        vector._timeout = 2.0
     seen = [vector.reset(STARTS)]
     for t, actions in enumerate(ACTIONS):
         if t == 3:
@@ -266,7 +266,7 @@ def test_a_worker_that_moves_on_is_not_silent() -> None:
     """The time-out counts from the last environment step that a worker has ended, however long a decision is held."""
     with VectorEnv(TASK, 1, SIM.model_copy(update={"action_repeat": 800})) as vector:
         vector.reset(STARTS[:1])
-        vector._timeout = 1.0
+        vector._timeout = 0.5
         begun = time.monotonic()
         assert vector.step(np.zeros((1, 7))).env_steps == 800
         assert time.monotonic() - begun > vector._timeout
