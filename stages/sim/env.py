@@ -221,6 +221,8 @@ class LiberoEnv:
         self.model: mujoco.MjModel = self._env.sim.model._model
         self.data: mujoco.MjData = self._env.sim.data._data
         self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+        if self._sim.physics == "lean":  # MuJoCo's own choice for models of more joints; it rounds differently
+            self.model.opt.jacobian = mujoco.mjtJacobian.mjJAC_SPARSE
         self._viewed_data = mujoco.MjData(self.model)
         self._shown = np.tile(self.data.qpos, (2, 1))
         robot = self._env.robots[0]
