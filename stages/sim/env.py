@@ -20,10 +20,11 @@ from stages.errors import SimulatorError, TaskError
 from stages.params import SimParams
 from stages.sim import domain
 from stages.sim.assets import Assets
+from stages.sim.backends import choose_backend
 from stages.sim.glfree import mujoco
 from stages.sim.observation_clock import ObservationClock
 from stages.sim.renderer import Renderer
-from stages.sim.runtime import choose_backend, first_compilation, prepare, quiet
+from stages.sim.runtime import first_compilation, prepare, quiet
 from stages.sim.tasks import official_states
 from stages.types import ACTION_DIM, InitialState, Scene, Task
 
