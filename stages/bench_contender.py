@@ -137,7 +137,10 @@ class Ours:
 
 
 class MjStep(Ours):
-    """25 plain `mj_step` on the states that the controlled environment goes through, with the controls it begins with."""
+    """25 plain `mj_step` on the states that the controlled environment goes through, with the controls it begins with.
+
+    With sensors off, as in ours: LIBERO's model has two, which a plain `mj_step` would compute too.
+    """
 
     def __init__(self, entry: Entry) -> None:
         from stages.sim.glfree import mujoco

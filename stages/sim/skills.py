@@ -164,6 +164,8 @@ def drag(hand: Hand, name: str, goal: Vector, *, height: float, hook: float = 0.
     start = hand.pose_of(name)[0]
     way = goal - start
     way[2] = 0.0
+    if float(np.linalg.norm(way)) < _NEAR:  # it is there, and there is no direction to drag it in
+        return
     ahead = way / np.linalg.norm(way)
     orientation = pointing(angle_of(ahead))
     inside = start + hook * ahead + height * UP

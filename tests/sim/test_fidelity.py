@@ -1,7 +1,7 @@
 """The claim of this room: what LIBERO's own code does, bit for bit. It runs beside ours here, so this cannot go stale.
 
-`pytest -m fidelity` runs all of it, half an hour on two cores; `-n 2` halves that. LIBERO's meshes are taken from
-beside the repository where they are, else the primitive set, which covers libero_object alone.
+`pytest -m fidelity` runs all of it, about an hour of one core. LIBERO's meshes are taken from beside the repository where
+they are, else the primitive set, which covers libero_object alone.
 """
 
 from typing import Any
@@ -55,10 +55,13 @@ def run_here(env: LiberoEnv, episode: Episode, start: InitialState | NDArray[np.
 
 
 def assert_same(ours: Record, libero: Record) -> None:
+    from robosuite.utils.transform_utils import quat2axisangle
+
+    axis_angles = [quat2axisangle(quat.copy()) for quat in libero.proprio[:, 3:7]]
+    proprio = np.concatenate([libero.proprio[:, :3], axis_angles, libero.proprio[:, 7:]], axis=1)
     np.testing.assert_array_equal(ours.states, libero.states)
     np.testing.assert_array_equal(ours.success, libero.success)
-    np.testing.assert_array_equal(ours.proprio[:, :3], libero.proprio[:, :3].astype(np.float32))
-    np.testing.assert_array_equal(ours.proprio[:, 6:], libero.proprio[:, 7:].astype(np.float32))
+    np.testing.assert_array_equal(ours.proprio, proprio.astype(np.float32))
     np.testing.assert_array_equal(ours.images, libero.images)
 
 
