@@ -40,15 +40,16 @@ def weigh_group(
     )
     step = step_advantage(reward, taken)
     trajectory = trajectory_advantage(returns)
-    fused = fuse(step, trajectory, params.a1, params.a2)
+    a1, a2 = params.weights_of(group.attrs.task)
+    fused = fuse(step, trajectory, a1, a2)
     deviation = float(returns.std(ddof=1))
     used = bool(trajectory.any()) and deviation >= params.min_return_std
     write_advantages(
         out,
         AdvantagesAttrs(
             task=group.attrs.task,
-            a1=params.a1,
-            a2=params.a2,
+            a1=a1,
+            a2=a2,
             used=used,
             return_std=deviation,
             iteration=group.attrs.iteration,

@@ -88,8 +88,13 @@ class LoraParams(Section):
 class PolicyParams(Section):
     """The policy that `rollout`, `update` and `eval` start from, and the adapter that `update` trains on it."""
 
-    base: str  # a checkpoint folder
+    base: str  # a checkpoint folder, or a model of the Hugging Face hub: owner/name or owner/name@revision
     device: str  # auto, cpu, cuda, cuda:0
+    dtype: Literal["auto", "float32", "bfloat16"]  # auto: float32 on a CPU, as stored elsewhere
+    attention: Literal["sdpa", "eager", "flash_attention_2"]  # of the language model while learning
+    center_crop: bool  # of the published image pipeline; checkpoints of `tgrpo sft` see the camera's frame as it is
+    sampling: Literal["action", "full"]  # among the 256 action tokens, or the whole vocabulary as OpenVLA's own code
+    gradient_checkpointing: bool  # keep one activation a block while learning, and compute the others twice
     threads: Positive  # of torch while learning on a CPU; acting takes one, beside the environments' processes
     lora: LoraParams
 
@@ -126,11 +131,22 @@ class RolloutParams(Section):
     stop: Literal["first", "each"]
 
 
+class AdvantageWeights(Section):
+    a1: float
+    a2: float
+
+
 class AdvantageParams(Section):
     a1: float  # weight of the step-level advantage S (eq. 6, 8)
     a2: float  # weight of the trajectory-level advantage T (eq. 7, 8)
+    per_task: dict[str, AdvantageWeights]  # tasks with weights of their own, as in the paper's table 3
     hold_success: bool  # a trajectory that ended in success keeps its last reward until the group's end
     min_return_std: NonNegativeFloat  # groups whose returns deviate less get zero advantage and are left out
+
+    def weights_of(self, task: str) -> tuple[float, float]:
+        """a1 and a2 for a task: its own where `per_task` has some."""
+        own = self.per_task.get(task)
+        return (own.a1, own.a2) if own else (self.a1, self.a2)
 
 
 class UpdateParams(Section):
@@ -138,6 +154,10 @@ class UpdateParams(Section):
     weight_decay: NonNegativeFloat
     epochs: Positive
     minibatch: Positive  # decisions per optimiser update
+    micro_batch: NonNegative  # decisions per forward and backward pass; 0 takes as many as memory_gb allows
+    memory_gb: (
+        PositiveFloat | None
+    )  # GiB that a pass may take besides the weights; null: nine tenths of the free memory
     clip: NonNegativeFloat  # 0 is the unclipped ratio of eq. 9
     ratio: Literal["token", "action"]
     beta: NonNegativeFloat  # weight of the KL to the reference policy
@@ -200,17 +220,23 @@ class Params(Section):
     loop: LoopParams
 
 
+PROFILES = Path("params")  # named profiles, beside params.yaml
+
+
 def load_params(path: Path, overrides: list[str] | None = None) -> Params:
-    """Reads a params file and applies `section.key=value` overrides (values in YAML), in order.
+    """Reads a params file, or a profile by its name, and applies `section.key=value` overrides (values in YAML), in order.
 
     Raises:
         ParamsError: no such file, not YAML, an unknown key, a wrong type, or a value out of range.
     """
+    if not path.suffix and not path.exists():
+        path = PROFILES / f"{path}.yaml"
     try:
         data = yaml.safe_load(path.read_text())
     except FileNotFoundError:
+        profiles = ", ".join(sorted(profile.stem for profile in PROFILES.glob("*.yaml"))) or "none here"
         raise ParamsError(
-            f"{path} does not exist; run inside the project's folder or name the file with --params"
+            f"{path} does not exist; run inside the project's folder or name the file with --params (profiles: {profiles})"
         ) from None
     except yaml.YAMLError as error:
         raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None

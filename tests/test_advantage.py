@@ -1,6 +1,7 @@
 """How `tgrpo advantage` weighs a stored group (3 trajectories of 40, 17 and 33 decisions; the second ends in success)."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from stages.store.groups import open_group
 
 sys.path.insert(0, str(Path(__file__).parent / "store"))
 from group_sample import LENGTHS, write_sample
+
+from tests.conftest import Run
 
 
 def weigh(tmp_path: Path, params: Params, **changes: object) -> Advantages:
@@ -42,3 +45,14 @@ def test_without_the_hold_an_early_success_is_worth_less(tmp_path: Path, params:
 def test_a_group_whose_returns_hardly_differ_is_left_out_whole(tmp_path: Path, params: Params) -> None:
     found = weigh(tmp_path, params, min_return_std=40.0)
     assert not found.attrs.used and not found.mask.any()
+
+
+def test_flags_come_before_the_weights_of_a_task(tmp_path: Path, tgrpo: Callable[..., Run]) -> None:
+    write_sample(tmp_path / "group.zarr")
+    task = open_group(tmp_path / "group.zarr").attrs.task
+    own = f"advantage.per_task={{{task}: {{a1: 10, a2: 5}}}}"
+    for flags, want in (((), (10, 5)), (("--a1", "2"), (2, 0.7))):
+        out = tmp_path / f"{want[0]}.zarr"
+        assert tgrpo("advantage", tmp_path / "group.zarr", "--set", own, *flags, "--out", out).code == 0
+        attrs = open_advantages(out).attrs
+        assert (attrs.a1, attrs.a2) == want

@@ -56,3 +56,17 @@ def test_a_broken_chain_of_iterations_is_refused(tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(ParamsError, match=r"entry 2 of loop.iterations is 000 -> 002, expected 001 -> 002"):
         load_params(path)
+
+
+def test_a_profile_is_named_without_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert load_params(Path("openvla-7b")) == load_params(ROOT / "params" / "openvla-7b.yaml")
+    with pytest.raises(ParamsError, match=r"params/openvla-8b.yaml does not exist.*profiles: openvla-7b"):
+        load_params(Path("openvla-8b"))
+
+
+def test_a_task_may_have_weights_of_its_own() -> None:
+    """Table 3 of the paper: task 3 of LIBERO-Object has (10, 5), task 5 (0.3, 0.7)."""
+    weights = load_params(ROOT / "params" / "openvla-7b.yaml").advantage
+    assert weights.weights_of("libero_object/2") == (10, 5)
+    assert weights.weights_of("libero_object/4") == weights.weights_of("libero_goal/0") == (0.3, 0.7)

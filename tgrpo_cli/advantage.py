@@ -25,7 +25,8 @@ def command(
     from tgrpo_cli.inputs import read_inputs
     from tgrpo_cli.output import HandlePrinter
 
-    resolved = read_params(params, set_, advantage__a1=a1, advantage__a2=a2)
+    given = a1 is not None or a2 is not None
+    resolved = read_params(params, set_, advantage__per_task={} if given else None, advantage__a1=a1, advantage__a2=a2)
     show = HandlePrinter()
     for handle in advantages(resolved, read_inputs(groups, "group", "advantage"), out, overwrite=force):
         show(handle)

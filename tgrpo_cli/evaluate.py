@@ -3,7 +3,7 @@ from typing import Annotated
 
 import typer
 
-from tgrpo_cli.options import DEFAULT_PARAMS, Force, Out, ParamsFile, Seed, Set, TaskId, read_params
+from tgrpo_cli.options import DEFAULT_PARAMS, Base, Force, Out, ParamsFile, Seed, Set, TaskId, read_params
 
 
 def command(
@@ -12,6 +12,7 @@ def command(
     ] = None,
     episodes: Annotated[int | None, typer.Option(help="Official initial states to play, at most 50.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    base: Base = None,
     task: TaskId = None,
     out: Out = None,
     seed: Seed = None,
@@ -29,7 +30,9 @@ def command(
     from tgrpo_cli.inputs import piped, read_inputs
     from tgrpo_cli.output import HandlePrinter, reporter
 
-    resolved = read_params(params, set_, eval__episodes=episodes, eval__temperature=temperature, task=task, seed=seed)
+    resolved = read_params(
+        params, set_, eval__episodes=episodes, eval__temperature=temperature, policy__base=base, task=task, seed=seed
+    )
     if checkpoint or piped():
         paths = (handle.path for handle in read_inputs(checkpoint, "checkpoint", "eval"))
     else:

@@ -8,7 +8,14 @@ import typer
 if TYPE_CHECKING:
     from stages.params import Params
 
-ParamsFile = Annotated[Path, typer.Option("--params", help="The params file to read defaults from.")]
+ParamsFile = Annotated[
+    Path,
+    typer.Option(
+        "--params",
+        "--profile",
+        help="The params file to read defaults from, or the name of one in params/: openvla-7b.",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-S", metavar="SECTION.KEY=VALUE", help="Override one params value (repeatable)."),
@@ -17,6 +24,12 @@ Seed = Annotated[
     int | None, typer.Option(help="Overrides params' seed: sampled actions, start states, weights, noise.")
 ]
 TaskId = Annotated[str | None, typer.Option("--task", help="A LIBERO task, such as libero_object/6.")]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base", metavar="FOLDER|OWNER/NAME", help="Overrides policy.base: a checkpoint folder or a model of the hub."
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Where to write; default: the next free number under data/.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")]
 
@@ -24,7 +37,7 @@ DEFAULT_PARAMS = Path("params.yaml")
 
 
 def read_params(path: Path, overrides: list[str] | None, **flags: object) -> "Params":
-    """params.yaml, then --set, then the command's own flags (named section__key, or a top-level key; None is not given)."""
+    """The params file, then --set, then the command's own flags (named section__key, or a top-level key; None is not given)."""
     from stages.params import load_params
 
     given = [f"{name.replace('__', '.')}={value}" for name, value in flags.items() if value is not None]

@@ -3,7 +3,7 @@ from typing import Annotated
 
 import typer
 
-from tgrpo_cli.options import DEFAULT_PARAMS, Force, Out, ParamsFile, Seed, Set, TaskId, read_params
+from tgrpo_cli.options import DEFAULT_PARAMS, Base, Force, Out, ParamsFile, Seed, Set, TaskId, read_params
 
 
 def command(
@@ -14,6 +14,7 @@ def command(
         str | None, typer.Option(help="first: the first success ends the group (the paper); each: to its own end.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The policy; default: policy.base of params.")] = None,
+    base: Base = None,
     reward: Annotated[Path | None, typer.Option(help="A reward artifact; default: the built-in one.")] = None,
     task: TaskId = None,
     out: Out = None,
@@ -40,6 +41,7 @@ def command(
         rollout__groups=groups,
         rollout__temperature=temperature,
         rollout__stop=stop,
+        policy__base=base,
         task=task,
         seed=seed,
     )

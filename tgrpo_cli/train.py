@@ -3,12 +3,13 @@ from typing import Annotated
 
 import typer
 
-from tgrpo_cli.options import DEFAULT_PARAMS, Out, ParamsFile, Seed, Set, TaskId, read_params
+from tgrpo_cli.options import DEFAULT_PARAMS, Base, Out, ParamsFile, Seed, Set, TaskId, read_params
 
 
 def command(
     iterations: Annotated[int | None, typer.Option(help="Iterations of rollout, advantage, update.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Where to start; default: policy.base of params.")] = None,
+    base: Base = None,
     reward: Annotated[Path | None, typer.Option(help="A reward artifact; default: the built-in one.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out, if there is one.")] = False,
     task: TaskId = None,
@@ -28,6 +29,6 @@ def command(
     from stages.train import train
     from tgrpo_cli.output import HandlePrinter, reporter
 
-    resolved = read_params(params, set_, train__iterations=iterations, task=task, seed=seed)
+    resolved = read_params(params, set_, train__iterations=iterations, policy__base=base, task=task, seed=seed)
     handle = train(resolved, checkpoint or Path(resolved.policy.base), reward, out, reporter(), resume=resume)
     HandlePrinter()(handle)
