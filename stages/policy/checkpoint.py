@@ -7,26 +7,34 @@ An adapter folder holds adapter_config.json and adapter_model.safetensors, and n
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from stages.errors import ArtifactError, TgrpoError
+from stages.errors import ArtifactError
 from stages.params import LoraParams
-from stages.policy.config import OpenVLAConfig
+from stages.policy import hub
+from stages.policy.layout import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    STATISTICS,
+    one_line,
+    read_config,
+    read_json,
+    read_tokenizer,
+)
+from stages.policy.loading import Dtype, load_model
 from stages.policy.modeling import OpenVLAForActionPrediction
+from stages.policy.weights import refuse_misfit
 
-STATISTICS = "dataset_statistics.json"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_CPU = torch.device("cpu")
 
 
 def is_adapter(path: Path) -> bool:
@@ -44,45 +52,24 @@ def save_base(model: OpenVLAForActionPrediction, tokenizer: PreTrainedTokenizerB
     (path / STATISTICS).write_text(json.dumps(model.config.norm_stats, indent=2, sort_keys=True) + "\n")
 
 
-def load_base(path: Path, dtype: torch.dtype) -> tuple[OpenVLAForActionPrediction, PreTrainedTokenizerBase]:
-    """Reads a base folder; dataset_statistics.json, where present, replaces config.json's norm_stats.
+def load_base(
+    path: Path, dtype: Dtype, device: torch.device = _CPU
+) -> tuple[OpenVLAForActionPrediction, PreTrainedTokenizerBase]:
+    """Reads a base folder: its model on `device` in `dtype` ("auto": as stored), and its tokenizer.
 
     Raises:
-        ArtifactError: no folder, another kind of model, a broken file, or weights missing, left over or misshapen.
+        ArtifactError: not a whole checkpoint of an OpenVLA model; see `read_config`, `read_tokenizer` and `load_model`.
     """
-    if not (path / "config.json").is_file():
-        raise ArtifactError(
-            f"{path} is no checkpoint: it has no config.json and no {ADAPTER_CONFIG}; `tgrpo sft` makes one"
-        )
-    kind = _read_json(path / "config.json").get("model_type")
-    if kind != OpenVLAConfig.model_type:
-        raise ArtifactError(
-            f"{path}/config.json: model_type is {kind!r}; expected 'openvla'; name an OpenVLA checkpoint"
-        )
-    try:
-        with _quiet():
-            config = OpenVLAConfig.from_pretrained(path)
-            loaded: Any = OpenVLAForActionPrediction.from_pretrained(
-                path,
-                config=config,
-                dtype=dtype,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-    except TgrpoError:
-        raise
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read as a checkpoint: {_first_line(error)}; make or copy it again"
-        ) from None
-    model, report = loaded  # a pair, as output_loading_info asks
-    mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
-    _refuse_misfit(path, report["missing_keys"], report["unexpected_keys"], mismatched)
-    if (path / STATISTICS).is_file():
-        model.config.norm_stats = _read_json(path / STATISTICS)
-    return model, tokenizer
+    with _quiet():
+        config, tokenizer = read_config(path), read_tokenizer(path)
+        return load_model(path, config, dtype, device), tokenizer
+
+
+def compute_dtype(name: str, device: torch.device) -> Dtype:
+    """What `policy.dtype` means on a device: `auto` is float32 on a CPU, where bfloat16 is slow, and as stored elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def add_lora(model: OpenVLAForActionPrediction, lora: LoraParams, seed: int) -> PeftModel:
@@ -100,12 +87,14 @@ def add_lora(model: OpenVLAForActionPrediction, lora: LoraParams, seed: int) -> 
 
 
 def save_adapter(model: PeftModel, path: Path, base: str) -> None:
-    """Writes an adapter folder that names `base`. The same weights give the same bytes."""
+    """Writes an adapter folder that names `base`, a path or owner/name@revision. The same weights give the same bytes."""
     path.mkdir(parents=True, exist_ok=True)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path / ADAPTER_WEIGHTS, {"format": "pt"})
     config = model.peft_config["default"].to_dict()
-    config |= {"base_model_name_or_path": base, "inference_mode": True}
+    model_of_hub = hub.parse(base)
+    config |= {"base_model_name_or_path": model_of_hub.repo if model_of_hub else base, "inference_mode": True}
+    config |= {"revision": model_of_hub.revision} if model_of_hub else {}
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (path / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -120,26 +109,25 @@ def load_adapter(model: OpenVLAForActionPrediction, path: Path, trainable: bool)
         config = PeftConfig.from_pretrained(str(path))
         state = load_file(path / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read as an adapter: {_first_line(error)}; make or copy it again"
-        ) from None
+        raise ArtifactError(f"{path} cannot be read as an adapter: {one_line(error)}; make or copy it again") from None
     config.inference_mode = not trainable
     with torch.random.fork_rng(), _quiet():
         peft_model = get_peft_model(model, config)
     wanted = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     mismatched = [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]
-    _refuse_misfit(path, wanted.keys() - state.keys(), state.keys() - wanted.keys(), mismatched)
+    refuse_misfit(path, wanted.keys() - state.keys(), state.keys() - wanted.keys(), mismatched)
     set_peft_model_state_dict(peft_model, state)
     return peft_model
 
 
 def base_of(path: Path) -> Path:
-    """The base folder that an adapter names, seen from the adapter's folder or else from the working directory.
+    """The base folder that an adapter names: seen from the adapter's folder, or from the working directory, or on the hub.
 
     Raises:
         ArtifactError: none is recorded, or none lies there.
     """
-    base = _read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    config = read_json(path / ADAPTER_CONFIG)
+    base = config.get("base_model_name_or_path")
     if not base:
         raise ArtifactError(
             f"{path}/{ADAPTER_CONFIG} names no base_model_name_or_path; write its base checkpoint there"
@@ -147,37 +135,11 @@ def base_of(path: Path) -> Path:
     for candidate in (path / base, Path(base)):
         if candidate.is_dir():
             return candidate
+    if model := hub.parse(f"{base}@{config['revision']}" if config.get("revision") else base):
+        return hub.fetch(model)
     raise ArtifactError(
         f"{path}: its base checkpoint {base} is not there; run from the folder that holds it, or make it again"
     )
-
-
-def _refuse_misfit(path: Path, missing: Iterable[str], left_over: Iterable[str], mismatched: Iterable[str]) -> None:
-    for what, names in (
-        ("lacks weights", missing),
-        ("holds weights the model does not have", left_over),
-        ("holds weights of another shape", mismatched),
-    ):
-        first = sorted(names)
-        if first:
-            more = f" and {len(first) - 3} more" if len(first) > 3 else ""
-            raise ArtifactError(
-                f"{path} {what}: {', '.join(first[:3])}{more}; its configuration and weights do not belong together"
-            )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {_first_line(error)}; make or copy the checkpoint again") from None
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path} holds no JSON object; make or copy the checkpoint again")
-    return value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 @contextmanager

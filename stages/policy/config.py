@@ -45,7 +45,7 @@ PUBLISHED_TOWERS = {
 class OpenVLAConfig(PreTrainedConfig):
     """OpenVLA's configuration (arXiv:2406.09246), with the field names and defaults of its published checkpoints.
 
-    Four fields are this project's own; their defaults give the published model:
+    Five fields are this project's own; their defaults give the published model:
 
     - `vision_overrides`: for each tower, the `VisionTowerConfig` fields that differ from what its timm name implies.
     - `vision_stem`: `patch`, the linear patch embedding, or `conv`, a small convolutional stack in its place.
@@ -53,6 +53,8 @@ class OpenVLAConfig(PreTrainedConfig):
       pool), as the published weights do.
     - `proprio_dim`: entries of the proprioception vector that becomes one token after the image patches, as in
       OpenVLA-OFT (arXiv:2502.19645); 0 for none.
+    - `image_normalization`: {"mean", "std"}, each 2 towers x 3 channels, of pixels in [0, 1], as the checkpoint's
+      preprocessor_config.json has them; None takes those of the published checkpoints.
     """
 
     model_type = "openvla"
@@ -78,6 +80,7 @@ class OpenVLAConfig(PreTrainedConfig):
     vision_stem: str = "patch"
     vision_tail: bool = True
     proprio_dim: int = 0
+    image_normalization: dict[str, list[list[float]]] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
