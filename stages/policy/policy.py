@@ -21,7 +21,7 @@ from stages.params import ArchitectureParams, LoraParams
 from stages.policy import checkpoint
 from stages.policy.action_tokens import ActionCodec, ActionTokenizer
 from stages.policy.config import OpenVLAConfig, tiny_config
-from stages.policy.images import image_transform
+from stages.policy.images import PreparedImages, image_transform
 from stages.policy.modeling import OpenVLAForActionPrediction
 from stages.policy.normalization import Bounds, suite_stats
 from stages.policy.tokenizer import prompt_ids, tiny_tokenizer
@@ -59,6 +59,7 @@ class VLAPolicy:
         tokenizer: PreTrainedTokenizerBase,
         device: torch.device,
         suite: str | None = None,
+        center_crop: bool = True,
     ) -> None:
         """`suite` names the entry of norm_stats to normalise actions and proprioception by; None takes the only one.
 
@@ -78,7 +79,7 @@ class VLAPolicy:
         self._proprio = (
             Bounds.from_stats(stats["proprio"], self.config.proprio_dim) if self.config.proprio_dim else None
         )
-        self._transform = image_transform(self.config, device)
+        self._transform = image_transform(self.config, center_crop, device)
         self._prompts: dict[str, Tensor] = {}
         self._peft: PeftModel | None = None
         self._adapter_off = False
@@ -186,9 +187,17 @@ class VLAPolicy:
             for parameter in trained:
                 parameter.requires_grad_(True)
 
+    def prepare(self, images: NDArray[np.uint8] | Tensor) -> PreparedImages:
+        """What the towers see of camera frames (N, H, W, 3): the part of the image pipeline that is done once a frame.
+
+        Raises:
+            MismatchError: frames of another shape or dtype than the checkpoint's.
+        """
+        return self._transform.prepare(images)
+
     def act(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[np.uint8] | PreparedImages,
         proprio: NDArray[np.float32],
         instruction: str,
         temperature: float,
@@ -234,7 +243,7 @@ class VLAPolicy:
 
     def log_prob(
         self,
-        images: NDArray[np.uint8] | Tensor,
+        images: NDArray[np.uint8] | Tensor | PreparedImages,
         proprio: NDArray[np.float32] | Tensor,
         instruction: str,
         tokens: NDArray[np.int64] | Tensor,
@@ -254,7 +263,7 @@ class VLAPolicy:
 
     def loss(
         self,
-        images: NDArray[np.uint8] | Tensor,
+        images: NDArray[np.uint8] | Tensor | PreparedImages,
         proprio: NDArray[np.float32] | Tensor,
         instruction: str,
         actions: NDArray[np.float64],
@@ -273,14 +282,16 @@ class VLAPolicy:
     def _embed(
         self,
         model: OpenVLAForActionPrediction,
-        images: NDArray[np.uint8] | Tensor,
+        images: NDArray[np.uint8] | Tensor | PreparedImages,
         proprio: NDArray[np.float32] | Tensor,
         input_ids: Tensor,
     ) -> Tensor:
         state = None
         if self._proprio is not None:
             state = torch.as_tensor(self._proprio.normalize(proprio), dtype=model.dtype, device=self.device)
-        return model.embed(self._transform(images).to(model.dtype), input_ids, state)
+        prepared = images if isinstance(images, PreparedImages) else self.prepare(images)
+        pixel_values = self._transform.normalize(prepared.pixels.to(self.device))
+        return model.embed(pixel_values.to(model.dtype), input_ids, state)
 
     def _acting_model(self) -> OpenVLAForActionPrediction:
         """The model that `act` runs.
