@@ -91,7 +91,6 @@ class PolicyParams(Section):
     base: str  # a checkpoint folder, or a model of the Hugging Face hub: owner/name or owner/name@revision
     device: str  # auto, cpu, cuda, cuda:0
     dtype: Literal["auto", "float32", "bfloat16"]  # auto: float32 on a CPU, as stored elsewhere
-    attention: Literal["sdpa", "eager", "flash_attention_2"]  # of the language model while learning
     center_crop: bool  # of the published image pipeline; checkpoints of `tgrpo sft` see the camera's frame as it is
     sampling: Literal["action", "full"]  # among the 256 action tokens, or the whole vocabulary as OpenVLA's own code
     gradient_checkpointing: bool  # keep one activation a block while learning, and compute the others twice

@@ -6,7 +6,6 @@ Written on transformers' own Llama. Parameter names are those of the published c
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -25,6 +24,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     config: OpenVLAConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["LlamaDecoderLayer", "Block"]  # noqa: RUF012 (an instance variable of transformers)
 
@@ -46,6 +46,9 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             for parameter in (module.cls_token, module.reg_token, module.pos_embed):
                 if parameter is not None:
                     init.normal_(parameter, std=0.02)
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing. peft asks for it beside checkpointed activations; without reentrance they need no input with a gradient."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -97,8 +100,8 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         )
         return output.last_hidden_state
 
-    def action_logits(self, hidden: Tensor) -> Tensor:
-        """(..., hidden_size) -> (..., 256) float32: logits of the action tokens only, in the order of their ids."""
+    @property
+    def action_ids(self) -> range:
+        """The ids of the action tokens: the last below the vocabulary's padding."""
         last = self.config.vocab_size_unpadded
-        weight = self.language_model.lm_head.weight[last - self.config.n_action_bins : last]
-        return F.linear(hidden, weight).float()
+        return range(last - self.config.n_action_bins, last)

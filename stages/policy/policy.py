@@ -1,11 +1,10 @@
 """The policy as the stages use it: act on observations, score recorded tokens, learn, load and save."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,16 +13,21 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache
 
-from stages.errors import MismatchError, ParamsError
+from stages.errors import MismatchError
 from stages.params import ArchitectureParams, LoraParams
 from stages.policy import checkpoint
+from stages.policy.acting import ActingEngine, entropy_of, head_rows
 from stages.policy.action_tokens import ActionCodec, ActionTokenizer
 from stages.policy.config import OpenVLAConfig, tiny_config
-from stages.policy.images import PreparedImages, image_transform
+from stages.policy.devices import resolve_device
+from stages.policy.images import ImageTransform, PreparedImages, image_transform
+from stages.policy.learning import (
+    checkpoint_activations,
+)
 from stages.policy.modeling import OpenVLAForActionPrediction
 from stages.policy.normalization import Bounds, suite_stats
+from stages.policy.scoring import ScoringModel
 from stages.policy.tokenizer import prompt_ids, tiny_tokenizer
 from stages.types import ACTION_DIM
 
@@ -50,7 +54,9 @@ class TokenScores:
 class VLAPolicy:
     """A vision-language-action model with its tokenizer, image transform and action codec.
 
-    Distributions are over the 256 action tokens only. Log-probs and entropies are float32 whatever the model runs in.
+    Distributions are over the 256 action tokens, or with `sampling: full` over the whole vocabulary as in OpenVLA's own
+    code, where a token that is no action decodes to the nearest bin. Log-probs and entropies are float32 whatever the
+    model runs in.
     """
 
     def __init__(
@@ -60,8 +66,9 @@ class VLAPolicy:
         device: torch.device,
         suite: str | None = None,
         center_crop: bool = True,
+        sampling: Literal["action", "full"] = "action",
     ) -> None:
-        """`suite` names the entry of norm_stats to normalise actions and proprioception by; None takes the only one.
+        """See `load`.
 
         Raises:
             ArtifactError: norm_stats that do not hold it.
@@ -72,18 +79,24 @@ class VLAPolicy:
         self.device = device
         self.config: OpenVLAConfig = model.config
         stats = suite_stats(self.config.norm_stats, suite)
-        self._codec = ActionCodec(
+        self.codec = ActionCodec(
             ActionTokenizer(self.config.vocab_size_unpadded, self.config.n_action_bins),
             Bounds.from_stats(stats["action"], ACTION_DIM),
         )
         self._proprio = (
             Bounds.from_stats(stats["proprio"], self.config.proprio_dim) if self.config.proprio_dim else None
         )
-        self._transform = image_transform(self.config, center_crop, device)
+        self.transform: ImageTransform = image_transform(self.config, center_crop, device)
         self._prompts: dict[str, Tensor] = {}
         self._peft: PeftModel | None = None
         self._adapter_off = False
-        self._merged: tuple[list[int], OpenVLAForActionPrediction] | None = None
+        first = self.codec.tokenizer.first_id if sampling == "action" else 0
+        self.candidates = slice(
+            first, self.config.vocab_size_unpadded if sampling == "action" else self.config.llama.vocab_size
+        )
+        # Both compute with the model's own tensors, and are made anew when modules change.
+        self._engine: ActingEngine | None = None
+        self._scoring: ScoringModel | None = None
 
     @classmethod
     def new(
@@ -104,25 +117,44 @@ class VLAPolicy:
             torch.manual_seed(seed)
             model = OpenVLAForActionPrediction(config)
         tokenizer = tiny_tokenizer(config.vocab_size_unpadded, config.n_action_bins)
-        return cls(model, tokenizer, _device(device))
+        return cls(model, tokenizer, resolve_device(device))
 
     @classmethod
-    def load(cls, path: Path, device: str = "auto", trainable: bool = False, suite: str | None = None) -> "VLAPolicy":
+    def load(
+        cls,
+        path: Path,
+        device: str = "auto",
+        trainable: bool = False,
+        suite: str | None = None,
+        *,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        center_crop: bool = True,
+        sampling: Literal["action", "full"] = "action",
+        gradient_checkpointing: bool = False,
+    ) -> "VLAPolicy":
         """From a base folder (`trainable`: every parameter) or an adapter folder (`trainable`: the adapter).
 
-        Computes in float32 on a CPU, in bfloat16 elsewhere unless the checkpoint itself is stored in float32.
+        Args:
+            suite: the entry of norm_stats to normalise actions and proprioception by; None takes the only one.
+            dtype: what the model computes in; auto is float32 on a CPU and as stored elsewhere.
+            center_crop: of the published image pipeline; checkpoints of `tgrpo sft` have none.
+            sampling: what tokens are chosen among: the 256 action tokens, or the full vocabulary.
+            gradient_checkpointing: while learning, keep one activation a block and compute the others twice.
 
         Raises:
-            ArtifactError: a folder that is missing, broken or does not fit together, naming the first weights.
+            ArtifactError: a folder that is missing, broken or does not fit together, naming the first weights; norm_stats
+                that lack the suite.
             ParamsError: a device that is not there.
         """
         path, adapter = Path(path), None
         if checkpoint.is_adapter(path):
             path, adapter = checkpoint.base_of(path), path
-        target = _device(device)
-        dtype: Any = torch.float32 if target.type == "cpu" else "auto"
-        model, tokenizer = checkpoint.load_base(path, dtype)
-        policy = cls(model, tokenizer, target, suite)
+        target = resolve_device(device)
+        computed_in = checkpoint.compute_dtype(dtype, target)
+        model, tokenizer = checkpoint.load_base(path, computed_in, target)
+        if gradient_checkpointing:
+            checkpoint_activations(model)
+        policy = cls(model, tokenizer, target, suite, center_crop, sampling)
         model.requires_grad_(trainable and adapter is None)
         if adapter is not None:
             policy._peft = checkpoint.load_adapter(model, adapter, trainable)
@@ -157,7 +189,13 @@ class VLAPolicy:
         if self._peft is not None:
             raise MismatchError("this policy has an adapter already; start from its base checkpoint to add another")
         self._peft = checkpoint.add_lora(self.model, lora, seed)
+        self._engine = self._scoring = None
         self.model.train()
+
+    @property
+    def token_ids(self) -> range:
+        """The vocabulary ids among which tokens are chosen."""
+        return range(self.candidates.start, self.candidates.stop)
 
     @property
     def has_adapter(self) -> bool:
@@ -193,7 +231,7 @@ class VLAPolicy:
         Raises:
             MismatchError: frames of another shape or dtype than the checkpoint's.
         """
-        return self._transform.prepare(images)
+        return self.transform.prepare(images)
 
     def act(
         self,
@@ -212,34 +250,32 @@ class VLAPolicy:
             temperature: of sampling; 0 takes the most likely token.
             generator: a CPU generator; the same state gives the same tokens. None draws from torch's global one.
         """
-        model = self._acting_model()
-        training = model.training
-        if training:
-            model.eval()
-        with torch.inference_mode():
-            draws = (
-                torch.rand(len(images), ACTION_DIM, dtype=torch.float64, generator=generator) if temperature else None
-            )
-            cache = DynamicCache(config=self.config.llama)
-            embeds = self._embed(model, images, proprio, self._prompt(instruction))
-            tokens, log_probs, entropies = [], [], []
-            for position in range(ACTION_DIM):
-                logits = model.action_logits(model.hidden_states(embeds, cache)[:, -1])
-                every = F.log_softmax(logits / (temperature or 1.0), dim=-1)
-                index = logits.argmax(-1) if draws is None else _inverse_cdf(every, draws[:, position].to(self.device))
-                tokens.append(index + self._codec.tokenizer.first_id)
-                log_probs.append(every.gather(-1, index[:, None])[:, 0])
-                entropies.append(_entropy(every))
-                embeds = model.get_input_embeddings()(tokens[-1])[:, None]
-        if training:
-            model.train()
-        ids = torch.stack(tokens, 1).cpu().numpy()
-        return Acted(
-            tokens=ids,
-            action=self._codec.decode(ids),
-            log_prob=torch.stack(log_probs, 1).cpu().numpy(),
-            entropy=torch.stack(entropies, 1).cpu().numpy(),
+        uniform = torch.rand(len(images), ACTION_DIM, dtype=torch.float64, generator=generator) if temperature else None
+        decided = self.engine().decide(
+            self._prepared(images).pixels,
+            self._normalized(proprio),
+            self.prompt(instruction),
+            uniform,
+            temperature or 1.0,
         )
+        tokens = decided.tokens.cpu().numpy()
+        return Acted(
+            tokens=tokens,
+            action=self.codec.decode(tokens),
+            log_prob=decided.log_prob.cpu().numpy(),
+            entropy=decided.entropy.cpu().numpy(),
+        )
+
+    def engine(self) -> ActingEngine:
+        """What `act` runs, with the adapter's present weights.
+
+        Raises:
+            MismatchError: an adapter that is no plain LoRA.
+        """
+        if self._engine is None:
+            self._engine = ActingEngine(self.model, self.transform, self.candidates, self._fold)
+        self._engine.refresh(adapted=not self._adapter_off)
+        return self._engine
 
     def log_prob(
         self,
@@ -253,13 +289,26 @@ class VLAPolicy:
 
         Shapes as in `act`; `temperature` must be the positive one they were sampled at for the log-probs to be theirs.
         """
-        tokens = torch.as_tensor(tokens, dtype=torch.int64).to(self.device)
-        text = self._prompt(instruction).expand(len(tokens), -1)
-        embeds = self._embed(self.model, images, proprio, torch.cat([text, tokens[:, :-1]], dim=1))
-        hidden = self.model.hidden_states(embeds)[:, -ACTION_DIM:]
-        every = F.log_softmax(self.model.action_logits(hidden) / temperature, dim=-1)
-        index = (tokens - self._codec.tokenizer.first_id).unsqueeze(-1)
-        return TokenScores(every.gather(-1, index).squeeze(-1), _entropy(every), every)
+        tokens = torch.as_tensor(tokens, dtype=torch.int64)
+        first, last = self.token_ids[0], self.token_ids[-1]
+        if len(tokens) and not (tokens.min() >= first and tokens.max() <= last):
+            raise MismatchError(
+                f"tokens reach from {tokens.min()} to {tokens.max()}; expected {first} to {last}: these were sampled by "
+                "another policy, or with another policy.sampling"
+            )
+        index = tokens - first
+        tokens, index = tokens.to(self.device), index.to(self.device)
+        text = self.prompt(instruction).expand(len(tokens), -1)
+        state = self._normalized(proprio)
+        pixel_values = self.transform.normalize(self._prepared(images).pixels.to(self.device)).to(self.model.dtype)
+        ids = torch.cat([text, tokens[:, :-1]], dim=1)
+        if self._scoring is None:
+            self._scoring = ScoringModel(self.model, self._fold)
+        hidden = self._scoring(pixel_values, ids, None if state is None else state.to(self.device), keep=ACTION_DIM)
+        # In float32: near 10, logits in bfloat16 are 1/16 apart.
+        logits = F.linear(hidden.float(), head_rows(self.model.language_model.lm_head, self.candidates).float())
+        every = F.log_softmax(logits / temperature, dim=-1)
+        return TokenScores(every.gather(-1, index.unsqueeze(-1)).squeeze(-1), entropy_of(every), every)
 
     def loss(
         self,
@@ -273,43 +322,28 @@ class VLAPolicy:
 
     def encode_actions(self, actions: NDArray[np.float64]) -> NDArray[np.int64]:
         """Environment actions (..., 7) -> the tokens (..., 7) that decode to them, up to the width of a bin."""
-        return self._codec.encode(actions)
+        return self.codec.encode(actions)
 
     def decode_tokens(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Tokens (..., 7) -> environment actions (..., 7)."""
-        return self._codec.decode(tokens)
+        return self.codec.decode(tokens)
 
-    def _embed(
-        self,
-        model: OpenVLAForActionPrediction,
-        images: NDArray[np.uint8] | Tensor | PreparedImages,
-        proprio: NDArray[np.float32] | Tensor,
-        input_ids: Tensor,
-    ) -> Tensor:
-        state = None
-        if self._proprio is not None:
-            state = torch.as_tensor(self._proprio.normalize(proprio), dtype=model.dtype, device=self.device)
-        prepared = images if isinstance(images, PreparedImages) else self.prepare(images)
-        pixel_values = self._transform.normalize(prepared.pixels.to(self.device))
-        return model.embed(pixel_values.to(model.dtype), input_ids, state)
+    @property
+    def _fold(self) -> bool:
+        """Whether adapters are folded into the weights; see `JointLinear`."""
+        return self.model.dtype == torch.float32 and self.device.type == "cpu"
 
-    def _acting_model(self) -> OpenVLAForActionPrediction:
-        """The model that `act` runs.
+    def _prepared(self, images: NDArray[np.uint8] | Tensor | PreparedImages) -> PreparedImages:
+        return images if isinstance(images, PreparedImages) else self.prepare(images)
 
-        In float32 an adapter is merged into a copy, which halves the time of a decision on a CPU; the copy is made
-        again when the adapter has changed (torch counts in-place changes). In bfloat16 the sum would be rounded, so
-        there the adapter runs beside the base.
-        """
-        if self._peft is None or self._adapter_off or self.model.dtype != torch.float32:
-            return self.model
-        version = [parameter._version for name, parameter in self.model.named_parameters() if "lora_" in name]
-        if self._merged is None or self._merged[0] != version:
-            self._merged = None
-            merged = copy.deepcopy(self._peft).merge_and_unload()
-            self._merged = version, merged.requires_grad_(False).eval()
-        return self._merged[1]
+    def _normalized(self, proprio: NDArray[np.float32] | Tensor) -> Tensor | None:
+        """Proprioception in [-1, 1], or None for a model that has no token for it."""
+        if self._proprio is None:
+            return None
+        return torch.as_tensor(self._proprio.normalize(proprio), dtype=self.model.dtype)
 
-    def _prompt(self, instruction: str) -> Tensor:
+    def prompt(self, instruction: str) -> Tensor:
+        """Ids (1, P) of OpenVLA's prompt for an instruction, BOS first."""
         if instruction not in self._prompts:
             self._prompts[instruction] = torch.tensor([prompt_ids(self.tokenizer, instruction)], device=self.device)
         return self._prompts[instruction]
@@ -320,29 +354,3 @@ class VLAPolicy:
                 "this policy has no adapter, so no reference apart from itself; add one with policy.lora"
             )
         return self._peft
-
-
-def _entropy(log_probs: Tensor) -> Tensor:
-    return -(log_probs.exp() * log_probs).sum(-1)
-
-
-def _inverse_cdf(log_probs: Tensor, uniform: Tensor) -> Tensor:
-    """(N, C) log-probs and (N,) uniform draws -> (N,) sampled columns; a row depends on its own draw only."""
-    cumulative = log_probs.double().exp().cumsum(-1)
-    target = uniform[:, None] * cumulative[:, -1:]  # the sum is 1 only up to rounding
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=log_probs.shape[-1] - 1)
-
-
-def _device(name: str) -> torch.device:
-    """Raises ParamsError for a device that torch does not know or does not see."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ParamsError(f"policy.device = {name!r}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ParamsError(
-            f"policy.device = {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; set policy.device=auto"
-        )
-    return device

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stages.policy.config import OpenVLAConfig, VisionTowerConfig
 
@@ -76,7 +77,7 @@ class LayerScale(nn.Module):
         return x * self.scale_factor
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """A pre-norm transformer block without dropout."""
 
     def __init__(self, tower: VisionTowerConfig) -> None:

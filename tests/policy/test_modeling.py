@@ -49,10 +49,9 @@ def test_proprioception_token_is_optional() -> None:
     assert model.embed(torch.randn(1, 6, 32, 32), torch.tensor([[1, 7]])).shape[1] == 2 + 4
 
 
-def test_action_logits_are_the_last_256_columns_below_the_padding() -> None:
-    model = make_policy().model
-    hidden = torch.randn(2, 3, 32)
-    torch.testing.assert_close(model.action_logits(hidden), model.language_model.lm_head(hidden)[..., 400 - 256 : 400])
+def test_action_tokens_are_the_last_256_below_the_padding() -> None:
+    policy = make_policy()
+    assert policy.model.action_ids == policy.token_ids == range(400 - 256, 400)
 
 
 @pytest.mark.parametrize("stem", ["conv", "patch"])

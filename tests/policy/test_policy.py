@@ -49,8 +49,8 @@ def test_cached_decoding_equals_the_plain_forward(policy: VLAPolicy) -> None:
     """Greedy tokens, found again one position at a time by the whole model's logits without a cache."""
     images, proprio = observations(2)
     acted = policy.act(images, proprio, INSTRUCTION, temperature=0.0)
-    pixels = policy._transform.normalize(policy.prepare(images).pixels)
-    ids = policy._prompt(INSTRUCTION).expand(2, -1)
+    pixels = policy.transform.normalize(policy.prepare(images).pixels)
+    ids = policy.prompt(INSTRUCTION).expand(2, -1)
     with torch.no_grad():
         for position in range(7):
             logits = policy.model(ids, pixels, torch.from_numpy(proprio)).logits[:, -1, 400 - 256 : 400]
