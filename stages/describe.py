@@ -8,7 +8,8 @@ from typing import Any
 
 from stages.errors import ArtifactError, UsageError
 from stages.store.handles import Handle, handle_for
-from stages.store.provenance import read_provenance, resolve_reference
+from stages.store.provenance import MANIFEST, is_published, read_provenance, resolve_reference
+from stages.workspace import locate
 
 
 def describe(path: Path) -> Handle:
@@ -36,8 +37,9 @@ def expand(paths: list[Path], kind: str, command: str) -> Iterator[Handle]:
         UsageError: an artifact of another kind.
         ArtifactError: a path that is neither an artifact nor a folder of artifacts.
     """
-    for path in paths:
-        if not path.is_dir() or (path / "zarr.json").exists() or (path / "tgrpo.json").exists():
+    for path in map(locate, paths) if kind == "checkpoint" else paths:
+        artifact = (path / "zarr.json").exists() or (path / MANIFEST).exists() or is_published(path)
+        if not path.is_dir() or artifact:
             found = [path]
         else:
             found = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -73,7 +75,16 @@ def _advantages(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"iteration": record["details"]["iteration"], **_links(path, record, "parent")}
+    details = record["details"]
+    return {"iteration": details["iteration"], **_agreement(details.get("agreement")), **_links(path, record, "parent")}
+
+
+def _agreement(compared: Mapping[str, Any] | None) -> dict[str, int]:
+    """Of an export: on how many frames it was compared with its adapter, and how many tokens were equal."""
+    if not compared:
+        return {}
+    equal = compared["greedy_equal"] + compared["sampled_equal"]
+    return {"frames": compared["frames"], "tokens": compared["tokens"], "tokens_equal": equal}
 
 
 def _evaluation(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from stages.store.artifacts import atomic_directory, refuse_existing, write_json
 from stages.store.handles import Handle
 from stages.store.provenance import Manifest, reference, write_manifest
 from stages.types import InitialState
-from stages.workspace import next_path, open_env, open_policy, task_reward
+from stages.workspace import next_path, open_checkpoint, open_env, open_policy, task_reward
 
 if TYPE_CHECKING:
     from stages.policy.policy import VLAPolicy
@@ -215,10 +215,11 @@ def evaluate_checkpoints(
         ArtifactError: no whole checkpoint, or something is at `out` already.
         MismatchError: the checkpoint was made for another image size or action repeat than params give.
     """
-    for checkpoint in checkpoints:
+    for given in checkpoints:
         path = out or next_path("evals")
         refuse_existing(path, overwrite)
-        policy = open_policy(params, checkpoint)
-        with open_env(params, min(params.eval.envs, params.eval.episodes)) as env:
-            episodes = evaluate_policy(policy, env, params, reporter)
-        yield write_evaluation(path, checkpoint, episodes, params, overwrite)
+        fitted, checkpoint = open_checkpoint(params, given)
+        policy = open_policy(fitted, checkpoint)
+        with open_env(fitted, min(fitted.eval.envs, fitted.eval.episodes)) as env:
+            episodes = evaluate_policy(policy, env, fitted, reporter)
+        yield write_evaluation(path, checkpoint, episodes, fitted, overwrite)

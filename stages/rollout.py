@@ -26,7 +26,7 @@ from stages.store.handles import Handle
 from stages.store.provenance import reference
 from stages.store.schema import GroupAttrs
 from stages.types import ACTION_DIM, InitialState
-from stages.workspace import next_path, open_env, open_policy, read_checkpoint, task_reward
+from stages.workspace import next_path, open_checkpoint, open_env, open_policy, read_checkpoint, task_reward
 
 if TYPE_CHECKING:
     from stages.policy.policy import VLAPolicy
@@ -74,7 +74,7 @@ def sample_group(
         iteration=iteration,
         inputs=inputs,
         params={
-            **params.model_dump(include={"sim", "rollout"}),
+            **params.model_dump(include={"sim": True, "rollout": True, "policy": {"dtype", "center_crop", "sampling"}}),
             "reward": reward.to_json(),
             "assets": {"kind": env.assets.kind, "digest": env.assets.digest},
             "renderer": choose_backend(params.sim.renderer),
@@ -146,6 +146,7 @@ def rollout(
         ArtifactError, MismatchError: see `open_policy`, `task_reward`.
         SimulatorError: the simulator cannot start.
     """
+    params, checkpoint = open_checkpoint(params, checkpoint)
     iteration = read_checkpoint(checkpoint).details["iteration"] + 1
     policy = open_policy(params, checkpoint)
     with open_env(params, params.rollout.envs) as env:

@@ -1,18 +1,22 @@
 """What several stages open from params: the task's environments, the policy, the reward. And where artifacts go."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stages.errors import ArtifactError, MismatchError, UsageError
+from stages.errors import ArtifactError, MismatchError, TgrpoError, UsageError
 from stages.params import Params
 from stages.rewards.spec import RewardSpec
-from stages.store.provenance import Manifest, read_manifest
+from stages.store.artifacts import digest_of
+from stages.store.provenance import Manifest, hub_name, read_manifest
 
 if TYPE_CHECKING:
     from stages.policy.policy import VLAPolicy
     from stages.sim.vector import VectorEnv
+
+log = logging.getLogger(__name__)
 
 DATA = Path("data")
 
@@ -34,26 +38,113 @@ def open_env(params: Params, num_envs: int) -> "VectorEnv":
     return VectorEnv(task, num_envs, params.sim, resolve_assets(params.sim))
 
 
+def locate(checkpoint: Path) -> Path:
+    """A checkpoint's folder: the path itself, or for a model of the hub, `owner/name[@revision]`, its place in the hub's
+    cache, downloaded when it is not there.
+
+    Raises:
+        ArtifactError, TgrpoError: it cannot be downloaded; see `hub.fetch`.
+    """
+    from stages.policy import hub
+
+    model = None if checkpoint.exists() else hub.parse(checkpoint.as_posix())
+    return hub.fetch(model) if model else checkpoint
+
+
+def open_checkpoint(params: Params, checkpoint: Path) -> tuple[Params, Path]:
+    """What every stage that runs a checkpoint asks first: its folder, and the params to run it with.
+
+    A published checkpoint has no settings of the simulator written down but was trained on LIBERO's. Where params have
+    other images or decisions, as those of the CPU profile, it runs under LIBERO's protocol of evaluation, and a note says so.
+
+    Raises:
+        ArtifactError, TgrpoError: see `locate` and `read_checkpoint`.
+    """
+    checkpoint = locate(checkpoint)
+    made_for = read_checkpoint(checkpoint).details
+    if not made_for.get("published") or not _unfit(params, made_for):
+        return params, checkpoint
+    log.info(
+        "%s is a checkpoint of LIBERO's own setting, so it runs with images of 256 pixels, a decision at every step and "
+        "exact physics instead of params' sim (SimParams.benchmark)",
+        hub_name(checkpoint) or checkpoint,
+    )
+    return params.model_copy(update={"sim": params.sim.benchmark()}), checkpoint
+
+
 def open_policy(params: Params, checkpoint: Path, trainable: bool = False) -> "VLAPolicy":
     """Loads a checkpoint and checks that it was made for the images and decisions that params ask for.
 
     Raises:
-        ArtifactError: not a whole checkpoint.
-        MismatchError: another image size or action repeat.
+        ArtifactError: not a whole checkpoint, or norm_stats that lack the task's suite.
+        MismatchError: another image size, action repeat or image pipeline, or an adapter on another base than it was trained on.
+        TgrpoError: too little memory.
     """
-    made_for = read_checkpoint(checkpoint).details
-    for key in ("image_size", "action_repeat"):
-        if made_for[key] != getattr(params.sim, key):
-            raise MismatchError(
-                f"{checkpoint} was made for sim.{key} = {made_for[key]}, but params say {getattr(params.sim, key)}; "
-                f"add --set sim.{key}={made_for[key]} or train a base for this setting with `tgrpo sft`"
-            )
+    checkpoint = locate(checkpoint)
+    manifest = read_checkpoint(checkpoint)
+    for key in _unfit(params, manifest.details):
+        made_for = manifest.details[key]
+        raise MismatchError(
+            f"{checkpoint} was made for sim.{key} = {made_for}, but params say {getattr(params.sim, key)}; "
+            f"add --set sim.{key}={made_for} or train a base for this setting with `tgrpo sft`"
+        )
+    crop = manifest.params.get("policy", {}).get("center_crop", params.policy.center_crop)
+    if manifest.details.get("published") and crop != params.policy.center_crop:
+        raise MismatchError(
+            f"{checkpoint} was trained with policy.center_crop = {str(crop).lower()}, and params say the opposite, so it would "
+            f"see other images; add --set policy.center_crop={str(crop).lower()}"
+        )
     import torch
 
+    from stages.policy.checkpoint import base_of, is_adapter
     from stages.policy.policy import VLAPolicy
 
+    base = base_of(checkpoint) if is_adapter(checkpoint) else checkpoint
+    recorded = manifest.inputs.get("base")
+    if recorded and base != checkpoint and digest_of(base) != recorded["digest"]:
+        raise MismatchError(
+            f"{checkpoint} is an adapter for another base: {base} has digest {digest_of(base)[:12]}, it was trained on "
+            f"{recorded['digest'][:12]}; put that base back"
+        )
+    refuse_small_memory(base, params.policy.device, params.policy.dtype)
     torch.set_num_threads(1)  # see learning_threads
-    return VLAPolicy.load(checkpoint, params.policy.device, trainable=trainable)
+    return VLAPolicy.load(
+        checkpoint,
+        params.policy.device,
+        trainable=trainable,
+        suite=params.task.split("/")[0],
+        dtype=params.policy.dtype,
+        center_crop=params.policy.center_crop,
+        sampling=params.policy.sampling,
+        gradient_checkpointing=params.policy.gradient_checkpointing,
+    )
+
+
+def refuse_small_memory(base: Path, device: str, dtype: str) -> None:
+    """Raises TgrpoError, before any is read, when a base folder's weights do not fit into the device's free memory."""
+    import torch
+
+    from stages.policy.checkpoint import compute_dtype
+    from stages.policy.devices import resolve_device
+    from stages.policy.memory import free_bytes
+    from stages.policy.weights import StoredWeights
+    from stages.sim.memory import available_bytes
+
+    target = resolve_device(device)
+    computes_in = compute_dtype(dtype, target)
+    weights = StoredWeights(base)
+    needed = weights.nbytes(None if computes_in == "auto" else computes_in)
+    free = available_bytes() if target.type == "cpu" else free_bytes(target)
+    if needed <= free:
+        return
+    smaller = weights.nbytes(torch.bfloat16)
+    remedy = (
+        f"set policy.dtype=bfloat16 ({smaller / 2**30:.1f} GiB), or " if smaller <= free and smaller < needed else ""
+    )
+    raise TgrpoError(
+        f"{base}: its weights take {needed / 2**30:.1f} GiB on {target}, where {free / 2**30:.1f} GiB are free; "
+        f"{remedy}close what else runs there, or choose another policy.device"
+    )
 
 
 @contextmanager
@@ -73,24 +164,22 @@ def learning_threads(params: Params) -> Iterator[None]:
 
 
 def read_checkpoint(checkpoint: Path) -> Manifest:
-    """A checkpoint's manifest.
+    """A checkpoint's manifest; for a published OpenVLA checkpoint, what it would say.
 
     Raises:
-        ArtifactError: nothing whole there, a kind of artifact that is no checkpoint, or a published OpenVLA checkpoint,
-            whose image pipeline is not reproduced yet, so that it would be trained on images it does not know.
+        ArtifactError: nothing whole there, a kind of artifact that is no checkpoint, or another kind of model.
     """
-    published = (checkpoint / "config.json").exists() and not (checkpoint / "tgrpo.json").exists()
-    if published or checkpoint.as_posix().startswith("openvla/"):
-        raise ArtifactError(
-            f"{checkpoint} is a published OpenVLA checkpoint, and this version has no exact copy of its image pipeline yet; "
-            "expected a base that `tgrpo sft` wrote, such as the embedded data/embedded/openvla-tiny-butter"
-        )
     if not checkpoint.exists():
         raise ArtifactError(
             f"{checkpoint} does not exist; expected a checkpoint folder: make a base with `tgrpo demos | tgrpo sft`, "
             "or leave --checkpoint out for the embedded one"
         )
     return read_manifest(checkpoint, "checkpoint")
+
+
+def _unfit(params: Params, made_for: Mapping[str, Any]) -> list[str]:
+    """The settings of the simulator at which a checkpoint and params differ."""
+    return [key for key in ("image_size", "action_repeat") if made_for[key] != getattr(params.sim, key)]
 
 
 def task_objects(object_names: tuple[str, ...]) -> tuple[str, str]:

@@ -9,12 +9,13 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from stages.errors import ArtifactError, TgrpoError
+from stages.store.digest_cache import remembered
 
 _PARTIAL = ".partial-"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -24,7 +25,7 @@ def digest_of(path: Path) -> str:
     """SHA-256, as 64 hex digits, of a file's bytes, or of a folder's files (relative path, size and bytes, sorted).
 
     Every file counts, links are followed, empty folders and modification times do not matter: a copy or a DVC
-    checkout has the digest of the original.
+    checkout has the digest of the original. That of a large folder is remembered (see `digest_cache`).
 
     Raises:
         ArtifactError: nothing lies at the path.
@@ -34,9 +35,15 @@ def digest_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if not path.is_dir():
         raise ArtifactError(f"{path} does not exist")
+    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    files = [(name, path / name) for name in names]
+    return remembered(files, lambda: _digest_of_files(files))
+
+
+def _digest_of_files(files: Sequence[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()):
-        with (path / name).open("rb") as file:
+    for name, path in files:
+        with path.open("rb") as file:
             digest.update(f"{name}\0{os.fstat(file.fileno()).st_size}\0".encode())
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()

@@ -43,15 +43,29 @@ def reference(source: Path, artifact: Path, digest: str | None = None) -> dict[s
     """How the artifact at `artifact` names one of its inputs: `{"path", "digest"}`, the path relative to its folder.
 
     Relative to the artifact, not to the working directory: a moved data folder still holds together, and two runs in
-    sibling folders write the same bytes. `resolve_reference` is the way back.
+    sibling folders write the same bytes. A model of the hub is named `{"hub", "digest"}` instead, because its place in
+    the cache is this machine's own affair. `resolve_reference` is the way back.
     """
+    if name := hub_name(source):
+        return {"hub": name, "digest": digest or digest_of(source)}
     path = Path(os.path.relpath(source.absolute(), artifact.absolute().parent)).as_posix()
     return {"path": path, "digest": digest or digest_of(source)}
 
 
 def resolve_reference(recorded: Mapping[str, str], artifact: Path) -> Path:
-    """Where the input that `reference` recorded lies, as a path from the working directory."""
+    """Where the input that `reference` recorded lies, as a path from the working directory; a model of the hub by name."""
+    if "hub" in recorded:
+        return Path(recorded["hub"])
     return Path(os.path.relpath(artifact.absolute().parent / recorded["path"]))
+
+
+def hub_name(path: Path) -> str | None:
+    """`owner/name@commit` of a folder in the Hugging Face cache, models--OWNER--NAME/snapshots/COMMIT; None for any other."""
+    snapshot = path.absolute()
+    kind, *name = snapshot.parent.parent.name.split("--")
+    if snapshot.parent.name != "snapshots" or kind != "models" or len(name) != 2:
+        return None
+    return f"{name[0]}/{name[1]}@{snapshot.name}"
 
 
 @functools.cache
@@ -97,8 +111,9 @@ def read_manifest(path: Path, kind: str) -> Manifest:
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """The provenance of any artifact, which has at least `kind` and `schema_version`: of `tgrpo.json`, or of a zarr
-    group's `tgrpo` attribute (read as the JSON that it is, without zarr).
+    """The provenance of any artifact, which has at least `kind` and `schema_version`: of `tgrpo.json`, of a zarr
+    group's `tgrpo` attribute (read as the JSON that it is, without zarr), or what stands in for it in a checkpoint that
+    OpenVLA's own code wrote.
 
     Raises:
         ArtifactError: no such path, or nothing that `tgrpo` wrote.
@@ -106,6 +121,8 @@ def read_provenance(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
     try:
+        if is_published(path):
+            return asdict(published_manifest(path))
         if (path / MANIFEST).is_file():
             data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         else:
@@ -116,6 +133,47 @@ def read_provenance(path: Path) -> dict[str, Any]:
             f"{path} is no whole artifact: expected a readable {MANIFEST}, or a zarr.json with a `tgrpo` attribute; "
             "if a copy was cut off, copy it again, else make it again"
         ) from None
+
+
+def is_published(path: Path) -> bool:
+    """Whether a folder is a model that other code than tgrpo wrote, such as OpenVLA's."""
+    return (path / "config.json").is_file() and not (path / MANIFEST).exists()
+
+
+def published_manifest(path: Path) -> Manifest:
+    """What a published checkpoint's tgrpo.json would say: made for LIBERO's frames of 256 pixels, a decision each step.
+
+    Raises:
+        ArtifactError: another kind of model, or one that was made for images of another kind.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kind, resize = config.get("model_type"), config.get("image_resize_strategy")
+    except (OSError, ValueError, AttributeError):
+        raise ArtifactError(f"{path}/config.json cannot be read; copy the checkpoint again") from None
+    if kind != "openvla":
+        raise ArtifactError(
+            f"{path}/config.json: model_type is {kind!r}; expected 'openvla'; name an OpenVLA checkpoint"
+        )
+    if resize != "resize-naive":
+        raise ArtifactError(
+            f"{path}/config.json: image_resize_strategy is {resize!r}; expected 'resize-naive' of a published checkpoint; "
+            f"if `tgrpo sft` made it, copy its {MANIFEST} as well"
+        )
+    return Manifest(
+        kind="checkpoint",
+        params={},
+        seed=0,
+        details={
+            "task": None,
+            "instruction": None,
+            "iteration": 0,
+            "image_size": 256,
+            "action_repeat": 1,
+            "published": True,
+        },
+        versions={},
+    )
 
 
 def from_record(cls: type[Record], data: Mapping[str, Any], path: Path, kind: str) -> Record:
