@@ -32,7 +32,7 @@ from stages.update import (
     write_checkpoint,
     write_history,
 )
-from stages.workspace import next_path, open_env, open_policy, read_checkpoint, task_reward
+from stages.workspace import next_path, open_checkpoint, open_env, open_policy, read_checkpoint, task_reward
 
 RUN = "run.json"
 
@@ -58,6 +58,7 @@ def train(
     """
     reporter = reporter or Silent()
     out = out or next_path("runs")
+    params, checkpoint = open_checkpoint(params, checkpoint)
     _claim(out, params, checkpoint, reward, resume)
     checkpoints = [checkpoint, *(checkpoint_path(out, k) for k in range(1, params.train.iterations + 1))]
     before = _evaluate(params, checkpoint, out / "evals", "before", reporter)
@@ -102,7 +103,8 @@ def _iterate(params: Params, checkpoints: list[Path], reward: Path | None, out: 
                 weighed.append(out / "advantages" / f"{k:03d}" / group_at.name)
                 if not weighed[-1].exists():
                     weigh_group(open_group(group_at), params.advantage, weighed[-1])
-            row = learn(learner, [open_pair(path) for path in weighed], params, iteration, reporter)
+            pairs = [open_pair(path) for path in weighed]
+            row = learn(learner, pairs, params, iteration, reporter)
             history.append(row)
             parent_manifest = read_checkpoint(checkpoints[k - 1])
             write_checkpoint(
@@ -112,6 +114,7 @@ def _iterate(params: Params, checkpoints: list[Path], reward: Path | None, out: 
                 parent_manifest=parent_manifest,
                 base=base,
                 history=history,
+                group=pairs[0][0],
                 seed=params.seed,
                 params=params,
                 inputs=update_inputs(weighed, checkpoints[k]),

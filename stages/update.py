@@ -9,211 +9,27 @@ the same objective, with less correlated updates.
 import csv
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from stages.algo.losses import LossStats, decision_weights, kl_exact, kl_k1, kl_k3, tgrpo_loss
+from stages.decisions import gather_decisions
 from stages.describe import describe
-from stages.errors import MismatchError, TgrpoError
-from stages.params import Params, UpdateParams
+from stages.errors import MismatchError
+from stages.learner import Learner
+from stages.params import Params
 from stages.reporting import Reporter, Silent
 from stages.seeding import derive_seed
 from stages.store.advantages import Advantages, open_advantages
 from stages.store.artifacts import atomic_directory, digest_of, refuse_existing
 from stages.store.groups import Group, open_group
 from stages.store.handles import Handle
-from stages.store.provenance import Manifest, reference, resolve_reference, write_manifest
-from stages.workspace import learning_threads, next_path, open_policy, read_checkpoint
-
-if TYPE_CHECKING:
-    from stages.policy.policy import TokenScores, VLAPolicy
+from stages.store.provenance import Manifest, hub_name, reference, resolve_reference, write_manifest
+from stages.workspace import learning_threads, locate, next_path, open_checkpoint, open_policy, read_checkpoint
 
 OPTIMIZER = "optimizer.safetensors"
 HISTORY = "history.csv"
-ON_POLICY_TOLERANCE = 1e-3  # nats; float32 log-probs of the same weights and images agree far better
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """The decisions of all groups that count, flattened to one axis B."""
-
-    image: NDArray[np.uint8]  # (B, H, W, 3)
-    proprio: NDArray[np.float32]  # (B, 8)
-    action_token: NDArray[np.int64]  # (B, 7)
-    log_prob: NDArray[np.float32]  # (B, 7) as recorded
-    advantage: NDArray[np.float32]  # (B,)
-    weight: NDArray[np.float32]  # (B,) mean 1, see `decision_weights`
-    instruction: str
-    temperature: float
-
-    def __len__(self) -> int:
-        return len(self.advantage)
-
-
-def gather_decisions(pairs: Sequence[tuple[Group, Advantages]]) -> Decisions | None:
-    """Collects the valid decisions of every group in use; None when no group is (all returns equal)."""
-    used = [(group, advantages) for group, advantages in pairs if advantages.attrs.used]
-    if not used:
-        return None
-    masks = [advantages.mask for _, advantages in used]
-    weights = np.split(
-        decision_weights(np.concatenate([mask.sum(1) for mask in masks])),
-        np.cumsum([len(mask) for mask in masks])[:-1],
-    )
-
-    def column(name: str) -> NDArray:
-        return np.concatenate([group[name][:][mask] for (group, _), mask in zip(used, masks, strict=True)])
-
-    return Decisions(
-        image=column("image"),
-        proprio=column("proprio"),
-        action_token=column("action_token").astype(np.int64),
-        log_prob=column("log_prob"),
-        advantage=np.concatenate(
-            [advantages.advantage[mask] for (_, advantages), mask in zip(used, masks, strict=True)]
-        ).astype(np.float32),
-        weight=np.concatenate(
-            [np.broadcast_to(w[:, None], mask.shape)[mask] for w, mask in zip(weights, masks, strict=True)]
-        ).astype(np.float32),
-        instruction=used[0][0].attrs.instruction,
-        temperature=used[0][0].attrs.temperature,
-    )
-
-
-class Learner:
-    """The policy's trainable weights and their AdamW state, carried from iteration to iteration."""
-
-    def __init__(self, policy: "VLAPolicy", params: UpdateParams) -> None:
-        self.policy = policy
-        self._params = params
-        self._named = policy.trainable_parameters()
-        self._optimizer = torch.optim.AdamW(
-            [parameter for _, parameter in self._named],
-            lr=params.lr,
-            weight_decay=params.weight_decay,
-            betas=(0.9, 0.999),
-        )
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """AdamW's moments by parameter name, on the CPU, so that they can be stored as plain tensors."""
-        state = {}
-        for name, parameter in self._named:
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                state[f"{name}/{key}"] = value.detach().to("cpu", copy=True).contiguous()
-        return state
-
-    def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
-        """Takes up what `optimizer_state` gave.
-
-        Raises:
-            MismatchError: the state belongs to other weights.
-        """
-        by_name = dict(self._named)
-        for key, value in state.items():
-            name, _, entry = key.rpartition("/")
-            if name not in by_name:
-                raise MismatchError(f"the optimiser state speaks of {name}, which this policy does not train")
-            # AdamW keeps its step count on the CPU; only the moments live beside the weights.
-            device = value.device if entry == "step" else by_name[name].device
-            self._optimizer.state[by_name[name]][entry] = value.to(device, copy=True)
-
-    def update(self, decisions: Decisions, seed: int, reporter: Reporter | None = None) -> dict[str, float]:
-        """Takes `epochs` passes over the decisions in minibatches; returns the means of the `LossStats`.
-
-        Raises:
-            MismatchError: the policy does not give the recorded log-probs back, so it is not the one that sampled.
-            TgrpoError: the loss is not finite.
-        """
-        reporter = reporter or Silent()
-        p = self._params
-        generator = torch.Generator().manual_seed(seed)
-        reference = self._reference_scores(decisions)
-        minibatches = -(-len(decisions) // p.minibatch)
-        history: list[LossStats] = []
-        grad_norms: list[float] = []
-        with reporter.bar("update", p.epochs * minibatches) as advance:
-            for _ in range(p.epochs):
-                order = torch.randperm(len(decisions), generator=generator).numpy()
-                for rows in np.array_split(order, minibatches):
-                    scores = self._scores(decisions, rows)
-                    old = self._tensor(decisions.log_prob[rows])
-                    if not history:
-                        _check_on_policy(scores.log_prob, old)
-                    loss, stats = tgrpo_loss(
-                        scores.log_prob,
-                        old,
-                        self._tensor(decisions.advantage[rows]),
-                        self._tensor(decisions.weight[rows]),
-                        self._kl(scores, reference, rows),
-                        scores.entropy,
-                        epsilon=p.clip,
-                        beta=p.beta,
-                        per=p.ratio,
-                    )
-                    if not torch.isfinite(loss):
-                        raise TgrpoError(
-                            f"the loss became {loss.item()} after {len(history)} updates; the last checkpoint is "
-                            "untouched: lower update.lr or update.max_grad_norm"
-                        )
-                    self._optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    norm = torch.nn.utils.clip_grad_norm_([q for _, q in self._named], p.max_grad_norm)
-                    self._optimizer.step()
-                    history.append(stats)
-                    grad_norms.append(norm.item())
-                    advance(1, f"kl {stats.kl:.4f}, clip fraction {stats.clip_fraction:.2f}")
-        means = {f.name: float(np.mean([getattr(stats, f.name) for stats in history])) for f in fields(LossStats)}
-        return means | {"grad_norm": float(np.mean(grad_norms)), "updates": float(len(history))}
-
-    def _tensor(self, array: NDArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.policy.device)
-
-    def _scores(self, decisions: Decisions, rows: NDArray[np.int64]) -> "TokenScores":
-        return self.policy.log_prob(
-            decisions.image[rows],
-            decisions.proprio[rows],
-            decisions.instruction,
-            decisions.action_token[rows],
-            decisions.temperature,
-        )
-
-    @torch.no_grad()
-    def _reference_scores(self, decisions: Decisions) -> Tensor | None:
-        """What the KL compares with: the reference's log-probs (B, 7), or of all bins (B, 7, 256) for the exact KL."""
-        p = self._params
-        if p.beta == 0:
-            return None
-        field = "log_probs_all" if p.kl == "exact" else "log_prob"
-        with self.policy.reference():
-            parts = [
-                getattr(self._scores(decisions, rows), field)
-                for rows in np.array_split(np.arange(len(decisions)), -(-len(decisions) // p.minibatch))
-            ]
-        return torch.cat(parts)
-
-    def _kl(self, scores: "TokenScores", reference: Tensor | None, rows: NDArray[np.int64]) -> Tensor:
-        if reference is None:
-            return torch.zeros_like(scores.log_prob)
-        other = reference[torch.from_numpy(rows).to(reference.device)]
-        if self._params.kl == "exact":
-            return kl_exact(scores.log_probs_all, other)
-        return (kl_k1 if self._params.kl == "k1" else kl_k3)(scores.log_prob, other)
-
-
-def _check_on_policy(log_prob: Tensor, recorded: Tensor) -> None:
-    worst = (log_prob.detach() - recorded).abs().max().item()
-    if not worst <= ON_POLICY_TOLERANCE:
-        raise MismatchError(
-            f"the checkpoint gives other log-probs than the rollout recorded (largest difference {worst:.2g} nats, "
-            f"allowed {ON_POLICY_TOLERANCE:g}); update the checkpoint that sampled the group, or sample again"
-        )
 
 
 def history_row(iteration: int, groups: Sequence[Group], used: int, update: dict[str, float]) -> dict[str, float]:
@@ -245,11 +61,16 @@ def learn(
 ) -> dict[str, float]:
     """The core: updates the learner on groups and their advantages; returns the iteration's line of the history.
 
-    When no group is of use (all returns equal), the weights stay as they are.
+    When no decision is of use (all returns equal, all advantages zero), the weights stay as they are.
+
+    Raises:
+        MismatchError: as `gather_decisions`, and as `Learner.update`.
     """
-    decisions = gather_decisions(pairs)
+    decisions = gather_decisions(pairs, learner.policy.token_ids)
     if decisions is None:
-        (reporter or Silent()).note(f"iteration {iteration}: all groups have equal returns, nothing to learn from")
+        (reporter or Silent()).note(
+            f"iteration {iteration}: all groups have equal returns or no advantage, nothing to learn from"
+        )
         metrics: dict[str, float] = {}
     else:
         with learning_threads(params):
@@ -265,14 +86,19 @@ def write_checkpoint(
     parent_manifest: Manifest,
     base: Path,
     history: Sequence[dict[str, float]],
+    group: Group,
     seed: int,
     params: Params,
     inputs: dict[str, dict[str, str]],
     overwrite: bool = False,
 ) -> Handle:
-    """Writes the adapter, AdamW's state, the run's history so far and where it all comes from."""
+    """Writes the adapter, AdamW's state, the run's history so far and where it all comes from.
+
+    Args:
+        group: one of those learnt from; its task becomes the checkpoint's, which a published base has none of.
+    """
     with atomic_directory(out, overwrite=overwrite) as folder:
-        learner.policy.save_adapter(folder, os.path.relpath(base.absolute(), out.absolute()))
+        learner.policy.save_adapter(folder, hub_name(base) or os.path.relpath(base.absolute(), out.absolute()))
         save_file(learner.optimizer_state(), folder / OPTIMIZER)
         write_history(folder / HISTORY, history)
         write_manifest(
@@ -282,7 +108,12 @@ def write_checkpoint(
                 params=params.model_dump(include={"policy", "update"}),
                 seed=seed,
                 inputs={"parent": reference(parent, out), "base": reference(base, out), **inputs},
-                details={**parent_manifest.details, "iteration": int(history[-1]["iteration"])},
+                details={
+                    **parent_manifest.details,
+                    "task": group.attrs.task,
+                    "instruction": group.attrs.instruction,
+                    "iteration": int(history[-1]["iteration"]),
+                },
             ),
         )
     return describe(out)
@@ -313,7 +144,7 @@ def read_history(checkpoint: Path) -> list[dict[str, float]]:
 def base_of(checkpoint: Path, manifest: Manifest) -> Path:
     """The base that a checkpoint's adapter sits on; a base is its own."""
     recorded = manifest.inputs.get("base")
-    return resolve_reference(recorded, checkpoint) if recorded else checkpoint
+    return locate(resolve_reference(recorded, checkpoint)) if recorded else checkpoint
 
 
 def open_learner(params: Params, checkpoint: Path) -> Learner:
@@ -358,6 +189,7 @@ def update(
         )
     first_group = pairs[0][0]
     checkpoint = checkpoint or resolve_reference(first_group.attrs.inputs["checkpoint"], first_group.path)
+    params, checkpoint = open_checkpoint(params, checkpoint)
     manifest = read_checkpoint(checkpoint)
     found = digest_of(checkpoint)
     if found not in digests:
@@ -377,6 +209,7 @@ def update(
         parent_manifest=manifest,
         base=base_of(checkpoint, manifest),
         history=[*read_history(checkpoint), row],
+        group=first_group,
         seed=params.seed,
         params=params,
         inputs=update_inputs([handle.path for handle in handles], out),

@@ -5,7 +5,8 @@ Log-probs and entropies are in nats. `old` is the policy that sampled the data: 
 carry no gradient.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -98,6 +99,19 @@ class LossStats:
     ratio_mean: float
     ratio_max: float
     clip_fraction: float  # ratios outside 1 -+ epsilon; 0 when nothing is clipped
+
+    @classmethod
+    def pooled(cls, parts: Sequence["LossStats"], sizes: Sequence[int]) -> "LossStats":
+        """The statistics of a minibatch from those of its parts, which hold `sizes` decisions."""
+        shares = [size / sum(sizes) for size in sizes]
+
+        def pool(name: str) -> float:
+            values = [getattr(part, name) for part in parts]
+            if name == "ratio_max":
+                return max(values)
+            return sum(share * value for share, value in zip(shares, values, strict=True))
+
+        return cls(**{field.name: pool(field.name) for field in fields(cls)})
 
 
 def tgrpo_loss(

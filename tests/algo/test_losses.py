@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stages.algo.losses import (
+    LossStats,
     clipped_surrogate,
     decision_weights,
     kl_exact,
@@ -134,3 +135,12 @@ def test_loss_per_action_has_one_ratio() -> None:
         per="action",
     )
     assert loss.item() == pytest.approx(-2 * exp(0.3))
+
+
+def test_statistics_of_parts_pool_to_those_of_the_whole() -> None:
+    # 1 and 3 decisions: 0.25 * 2 + 0.75 * 6 = 5, but the largest ratio is the largest of either.
+    one = LossStats(**dict.fromkeys(LossStats.__dataclass_fields__, 2.0))
+    three = LossStats(**dict.fromkeys(LossStats.__dataclass_fields__, 6.0))
+    expected = {**dict.fromkeys(LossStats.__dataclass_fields__, 5.0), "ratio_max": 6.0}
+    assert vars(LossStats.pooled([one, three], [1, 3])) == expected
+    assert LossStats.pooled([three], [128]) == three
