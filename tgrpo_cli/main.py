@@ -19,6 +19,7 @@ from tgrpo_cli import (
     evaluate,
     gen_reward,
     inspect,
+    parity,
     replay,
     rollout,
     sft,
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.command,
     "inspect": inspect.command,
     "replay": replay.command,
+    "parity": parity.command,
     "doctor": doctor.command,
 }
 for name, command in COMMANDS.items():

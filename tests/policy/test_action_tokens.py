@@ -28,6 +28,54 @@ def test_encode(value: float, token: int) -> None:
     assert LLAMA.encode(value) == token
 
 
+@pytest.mark.parity
+def test_every_bin_edge_belongs_to_the_bin_above_it() -> None:
+    """np.digitize counts the edges at or below a value: bin k is [edge k-1, edge k), token 32000 - k."""
+    edges = np.linspace(-1.0, 1.0, 256)
+    numbers = np.arange(1, 257)
+    np.testing.assert_array_equal(LLAMA.encode(edges), 32000 - numbers)
+    np.testing.assert_array_equal(LLAMA.encode(np.nextafter(edges[1:], -2.0)), 32000 - numbers[:-1])
+    np.testing.assert_array_equal(LLAMA.encode(np.nextafter(edges[:-1], 2.0)), 32000 - numbers[:-1])
+
+
+@pytest.mark.parity
+def test_a_float32_is_compared_with_the_edges_in_float64() -> None:
+    """An edge rounded to float32 lies on one side of it: below, it falls into the bin before."""
+    edges = np.linspace(-1.0, 1.0, 256)
+    rounded = edges.astype(np.float32)
+    below = rounded.astype(np.float64) < edges
+    assert 50 < below.sum() < 200
+    np.testing.assert_array_equal(LLAMA.encode(rounded), 32000 - (np.arange(1, 257) - below))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_the_infinite_is_clipped(value: float) -> None:
+    assert LLAMA.encode(value) == (31744 if value > 0 else 31999)
+
+
+@pytest.mark.parity
+def test_the_gripper_is_binarised_at_a_half_and_turned() -> None:
+    raw = np.zeros((5, 7))
+    raw[:, -1] = (0.0, 0.4999999, 0.5, 0.5000001, 1.1)
+    raw[:, 0] = 0.25
+    action = ActionCodec.to_environment(raw)
+    np.testing.assert_array_equal(action[:, -1], [1, 1, 0, -1, -1])
+    np.testing.assert_array_equal(action[:, 0], 0.25)
+    assert raw[4, -1] == 1.1  # the caller's own stays as it is
+
+
+def test_without_a_mask_every_dimension_is_scaled() -> None:
+    """As in norm_stats entries that have none."""
+    stats = {"q01": [-2.0, 10.0], "q99": [4.0, 30.0]}
+    bounds = Bounds.from_stats(stats, 2)
+    np.testing.assert_allclose(bounds.unnormalize([[0.0, -1.0]]), [[1.0, 10.0]])
+    np.testing.assert_allclose(bounds.normalize([[4.0, 20.0]]), [[1.0, 0.0]])
+    masked = Bounds.from_stats(stats | {"mask": [True, False]}, 2)
+    np.testing.assert_allclose(masked.unnormalize([[0.0, -1.0]]), [[1.0, -1.0]])
+    np.testing.assert_allclose(masked.normalize([[4.0, 20.0]]), [[1.0, 20.0]])
+
+
 def test_decode_gives_bin_centres() -> None:
     # The lowest bin is [-1, -1 + 2/255]: centre -1 + 1/255. With 255 centres the two lowest ids share the highest.
     np.testing.assert_allclose(

@@ -1,102 +1,114 @@
-"""The published layout: a small checkpoint made by OpenVLA's own code loads here and computes the same numbers."""
+"""The published layout: a checkpoint made by OpenVLA's own code loads here and computes what that code computed."""
 
-import json
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
 
-from stages.policy.config import VisionTowerConfig
+from stages.policy.parity.checks import Check, Fixture
+from stages.policy.parity.compare import compare
 from stages.policy.policy import VLAPolicy
+from tests.policy.golden import FOLDERS, REDUCED, arrays
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
+pytestmark = pytest.mark.parity
 
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden files are not here")
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> VLAPolicy:
-    """The golden checkpoint, its tower sizes written into config.json (a published one needs none)."""
-    folder = tmp_path_factory.mktemp("model_a")
-    for file in (GOLDEN / "model_a").iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    sizes = json.loads((folder / "vision_overrides.json").read_text())
-    known = {field.name for field in fields(VisionTowerConfig)}
-    config = json.loads((folder / "config.json").read_text())
-    config["vision_overrides"] = [
-        {name: value for name, value in sizes[tower].items() if name in known}
-        for tower in ("featurizer", "fused_featurizer")
-    ]
-    (folder / "config.json").write_text(json.dumps(config))
-    return VLAPolicy.load(folder, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def expected() -> dict[str, np.ndarray]:
-    return dict(np.load(GOLDEN / "model_a.npz"))
+FILES = ("model_a", "images", "actions")
+# What the model and the pipeline are given; the rest is what they make of it.
+GIVEN = {
+    *("raw", "rect200x256", "enc_in_f64", "enc_in_f32", "batch_in", "dec_ids", "gripper_in"),
+    *("prompts", "cols", "grad_names", "b3_input_ids", "pad_input_ids", "pad_attention_mask"),
+    *(f"s{i}_input_ids" for i in range(4)),
+}
+# Of a step that the policy has no use for, or said again by another array.
+NOT_OURS = {
+    *("gripper_normalized", "sampled", "b3_attention_mask"),
+    *(f"s{i}_attention_mask" for i in range(4)),
+    *(f"pa_attention_mask_{i}" for i in range(4)),
+}
+WITHOUT_THE_ORIGINAL = {
+    "logits, batch = single",
+    "logits, right-padded = unpadded",
+    "act(), tokens, batch = single",
+    "act(), log-probs, batch = single",
+}
 
 
-@pytest.fixture(scope="module")
-def pixel_values() -> torch.Tensor:
-    return torch.from_numpy(np.load(GOLDEN / "images.npz")["pixel_values"])
+class Watched(dict[str, NDArray]):
+    """Arrays, and which of them were looked at."""
+
+    def __init__(self, arrays: Mapping[str, NDArray]) -> None:
+        super().__init__(arrays)
+        self.seen: set[str] = set()
+
+    def __getitem__(self, name: str) -> NDArray:
+        self.seen.add(name)
+        return super().__getitem__(name)
 
 
-def test_vision_features_and_projector_match(policy: VLAPolicy, expected: dict, pixel_values: torch.Tensor) -> None:
-    with torch.no_grad():
-        features = policy.model.vision_backbone(pixel_values)
-        projected = policy.model.projector(features)
-    np.testing.assert_allclose(features.numpy(), expected["vision_out"], atol=1e-4)
-    np.testing.assert_allclose(projected.numpy(), expected["projected"], atol=1e-4)
+def run(policy: VLAPolicy, files: list[Fixture]) -> list[Check]:
+    among_actions = VLAPolicy(policy.model, policy.tokenizer, policy.device)
+    return list(compare(policy, among_actions, *files))
 
 
-def test_normalisation_matches(policy: VLAPolicy, pixel_values: torch.Tensor) -> None:
-    images = np.load(GOLDEN / "images.npz")["libero224"]
-    np.testing.assert_allclose(policy._transform(images).numpy(), pixel_values.numpy(), atol=1e-6)
+def load(folder: Path) -> VLAPolicy:
+    return VLAPolicy.load(folder / "model_a", device="cpu", sampling="full")
 
 
-@pytest.mark.parametrize("sample", range(4))
-def test_logits_match(policy: VLAPolicy, expected: dict, pixel_values: torch.Tensor, sample: int) -> None:
-    ids = torch.from_numpy(expected[f"s{sample}_input_ids"])[None]
-    with torch.no_grad():
-        logits = policy.model(ids, pixel_values[sample : sample + 1], logits_to_keep=8).logits
-    np.testing.assert_allclose(logits[0].numpy(), expected["s_logits_full8"][sample], atol=1e-4)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_array_is_compared_and_none_differs(folder: Path) -> None:
+    files = [Watched(arrays(folder, name)) for name in FILES]
+    fixtures = [Fixture(file) for file in files]
+    checks = run(load(folder), fixtures)
+    assert [check.line() for check in checks if not check.ok] == []
+    names = {name for file in files for name in file}
+    assert names - {name for file in files for name in file.seen} == NOT_OURS
+    left_out = {"crop_f32", "pixel_values_crop", "pixel_values_exact_imagenet", "s_logits_full8"}
+    assert set.union(*(fixture.absent for fixture in fixtures)) == (left_out if folder == REDUCED else set())
 
 
-def test_prompt_ids_match(policy: VLAPolicy, expected: dict) -> None:
-    instruction = str(expected["prompts"][0]).removeprefix("In: What action should the robot take to ").split("?")[0]
-    want = expected["s0_input_ids"][: expected["prompt_len"][0]]
-    np.testing.assert_array_equal(policy._prompt(instruction)[0].numpy(), want)
+def spoiled(name: str, array: NDArray) -> NDArray:
+    if name in GIVEN:
+        return array
+    other = array.copy()
+    if name == "jpeg_bytes":
+        other[:, 14] += 1  # the density: still a JPEG
+    elif array.dtype == bool:
+        other = ~array
+    elif array.dtype == np.uint8:
+        other ^= 1
+    else:
+        other += 1
+    return other
 
 
-def test_greedy_tokens_and_environment_actions_match(policy: VLAPolicy, expected: dict) -> None:
-    images = np.load(GOLDEN / "images.npz")["libero224"]
-    for sample in range(4):
-        instruction = (
-            str(expected["prompts"][sample]).removeprefix("In: What action should the robot take to ").split("?")[0]
-        )
-        if (expected["pa_tokens"][sample] < 31744).any():
-            continue  # its best token is no action; this policy never takes such a one
-        acted = policy.act(images[sample : sample + 1], np.zeros((1, 8), np.float32), instruction, temperature=0.0)
-        np.testing.assert_array_equal(acted.tokens[0], expected["pa_tokens"][sample])
-        np.testing.assert_allclose(acted.action[0], expected["pa_env_actions"][sample], atol=1e-12)
+def test_every_check_can_fail() -> None:
+    """Each array of the original moved by a little: every check that reads one says so."""
+    files = [{name: spoiled(name, array) for name, array in arrays(REDUCED, file).items()} for file in FILES]
+    checks = run(load(REDUCED), [Fixture(file) for file in files])
+    assert {check.name for check in checks if check.ok} == WITHOUT_THE_ORIGINAL | {"prompt ids"}  # these are given
 
 
-def test_token_codec_matches(policy: VLAPolicy) -> None:
-    golden = np.load(GOLDEN / "actions.npz")
-    tokenizer = policy._codec.tokenizer
-    np.testing.assert_array_equal(tokenizer.encode(golden["enc_in_f64"]), golden["enc_ids_f64"])
-    np.testing.assert_array_equal(tokenizer.decode(golden["dec_ids"]), golden["dec_values"])
-    np.testing.assert_array_equal(tokenizer.decode(golden["enc_ids_f64"]), golden["roundtrip"])
+def test_a_batch_that_changes_its_members_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose rows depend on how many there are fails the four checks that need nothing of the original."""
+    policy = load(REDUCED)
+    embed = policy.model.embed
+
+    def by_number(*args: object) -> object:
+        embeds = embed(*args)
+        return embeds * (1 + 0.5 * (len(embeds) - 1))
+
+    monkeypatch.setattr(policy.model, "embed", by_number)
+    checks = run(policy, [Fixture(arrays(REDUCED, name)) for name in FILES])
+    assert {check.name for check in checks if not check.ok} >= WITHOUT_THE_ORIGINAL
 
 
-def test_a_save_keeps_every_published_weight(policy: VLAPolicy, tmp_path: Path) -> None:
-    from safetensors import safe_open
-
-    policy.save_base(tmp_path)
+def test_a_save_keeps_every_published_weight(tmp_path: Path) -> None:
+    load(REDUCED).save_base(tmp_path)
     with (
-        safe_open(GOLDEN / "model_a" / "model.safetensors", "pt") as before,
+        safe_open(REDUCED / "model_a" / "model.safetensors", "pt") as before,
         safe_open(tmp_path / "model.safetensors", "pt") as after,
     ):
         assert set(after.keys()) == set(before.keys())
