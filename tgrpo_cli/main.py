@@ -17,6 +17,7 @@ from tgrpo_cli import (
     demos,
     doctor,
     evaluate,
+    export,
     gen_reward,
     inspect,
     parity,
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect.command,
     "replay": replay.command,
     "parity": parity.command,
+    "export": export.command,
     "doctor": doctor.command,
 }
 for name, command in COMMANDS.items():
