@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from stages.errors import MismatchError
-from stages.policy.images import PreparedImages, Towers
+from stages.policy.images import PreparedImages, Towers, channels_first
 from stages.policy.resampling import crop_and_resize, resize_lanczos3, round_to_uint8, scale_to_uint8
 
 FRAME_SIZE = 256  # of LIBERO's training data; the spans of the resize depend on it
@@ -80,5 +80,6 @@ class PublishedPipeline:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """See `ImageTransform`. In the order of torchvision's to_tensor and normalize, so that no bit differs on a CPU."""
-        towers = (pixels.float() / 255.0).repeat(1, 1, 1, 2)
-        return towers.sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
+        frames = channels_first(pixels).float() / 255.0
+        towers = torch.cat([frames, frames], dim=1)
+        return towers.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])

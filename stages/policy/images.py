@@ -79,8 +79,14 @@ class Normalize:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """See `ImageTransform`."""
-        towers = pixels.float().repeat(1, 1, 1, 2)
-        return torch.addcmul(self.shift, towers, self.scale).permute(0, 3, 1, 2)
+        frames = channels_first(pixels).float()
+        shift, scale = (values[:, None, None] for values in (self.shift, self.scale))
+        return torch.addcmul(shift, torch.cat([frames, frames], dim=1), scale)
+
+
+def channels_first(pixels: Tensor) -> Tensor:
+    """(N, H, W, 3) -> (N, 3, H, W), moved while a value is one byte: what follows then runs along memory."""
+    return pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def image_transform(config: OpenVLAConfig, center_crop: bool, device: torch.device) -> ImageTransform:
