@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stages.errors import TgrpoError
 from stages.params import SimParams
+from stages.timing import Seconds
 
 STATE = 0  # the official initial state from which all start
 MAX_STEPS = 900  # LIBERO's wrapper refuses to go on after 1000
@@ -40,9 +41,6 @@ class Entry:
     def from_json(cls, text: str) -> "Entry":
         fields = json.loads(text)
         return cls(**{**fields, "sim": SimParams(**fields["sim"])})
-
-
-Seconds = tuple[float, float]  # by the clock, and of this process on a processor
 
 
 class Runner(Protocol):

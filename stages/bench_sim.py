@@ -9,46 +9,29 @@ measured in the same run.
 import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.bench_contender import MAX_STEPS, STATE, Entry, Seconds
+from stages.bench_contender import MAX_STEPS, STATE, Entry
 from stages.errors import SimulatorError, UsageError
+from stages.machine import cores, machine
 from stages.params import Params, SimParams
 from stages.reporting import Reporter, Silent
 from stages.store.provenance import package_versions
+from stages.timing import IDLE, Cost, Seconds
 
 ROUND = 10  # control steps of one contender before the next one's turn
 MANY_ENVS = 16  # more than most machines have cores
-_IDLE = 0.95  # of a processor, below which the machine was busy with something else
 _LIBERO, _OURS, _LEAN, _MJ_STEP = "LIBERO's wrapper", "ours", "ours, lean physics", "mj_step, 25 times"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one control step (1/20 s, 25 physics steps), in milliseconds."""
-
-    median: float
-    p10: float
-    p90: float
-    cpu: float  # median of what its process had of a processor
-    steps: int
-
-    @classmethod
-    def of(cls, seconds: Sequence[Seconds]) -> "Cost":
-        clock, cpu = 1000 * np.array(seconds).T
-        p10, median, p90 = (float(value) for value in np.percentile(clock, [10, 50, 90]))
-        return cls(median, p10, p90, float(np.median(cpu)), len(clock))
 
 
 @dataclass(frozen=True)
@@ -186,26 +169,6 @@ def bench_sim(params: Params, steps: int = 100, *, quick: bool = False, reporter
     )
 
 
-def machine() -> dict[str, Any]:
-    """What figures are worth little without."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return {
-        "processor": model,
-        "cores": cores(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def table(record: Record) -> Iterator[str]:
     """The record as text, one line at a time."""
     machine = record.machine
@@ -216,7 +179,7 @@ def table(record: Record) -> Iterator[str]:
         yield f"states after every round: identical to the last bit; lean physics within {record.lean_difference:.0e}"
     else:
         yield "STATES DIFFER between the contenders: this is not one simulation, do not compare its figures"
-    if record.had_processor < _IDLE:
+    if record.had_processor < IDLE:
         yield f"THE MACHINE IS BUSY: contenders could run for {record.had_processor:.0%} of the time; do not quote this"
     yield ""
     head = f"{'one control step (1/20 s)':<34}{'ms':>8}{'10-90%':>16}{'CPU ms':>9}{'steps/s':>10}"

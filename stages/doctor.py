@@ -1,4 +1,7 @@
-"""`tgrpo doctor`: what is installed, which renderer works, which assets there are, and what is refused and why."""
+"""`tgrpo doctor`: what is installed, which renderer works, which assets there are, and what is refused and why.
+
+And what training with the params would take (`stages.dry_run`).
+"""
 
 import importlib
 import importlib.metadata
@@ -8,25 +11,11 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Literal
 
+from stages.checks import FAILURE, OK, WARNING, Check
 from stages.errors import TgrpoError
 from stages.params import Params, SimParams
-
-OK, WARNING, FAILURE = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report. Severity 0 is fine, 1 is worth knowing, 2 keeps tgrpo from working."""
-
-    name: str
-    severity: int
-    found: str
-
-    def line(self) -> str:
-        return f"{('ok', 'note', 'FAIL')[self.severity]:<5}{self.name:<19}{self.found}"
 
 
 def examine(params: Params) -> Iterator[Check]:
@@ -48,6 +37,7 @@ def examine(params: Params) -> Iterator[Check]:
         "disk", OK if free > 2 else WARNING, f"{free:.0f} GiB free here; a run of 20 iterations takes about 0.3"
     )
     yield Check("processors", OK, f"{os.cpu_count()}")
+    yield from _policy(params)
     key = "set" if os.environ.get("ANTHROPIC_API_KEY") else "not set; the built-in reward needs none"
     yield Check("ANTHROPIC_API_KEY", OK, key)
 
@@ -128,6 +118,12 @@ def _golden_frame(backend: Literal["osmesa", "egl"], egl_device: int | None) -> 
     return Check(
         name, WARNING if surprise else OK, f"{draws}; the golden frame differs {by} (limit {LIMIT:g}){surprise}"
     )
+
+
+def _policy(params: Params) -> Iterator[Check]:
+    from stages.dry_run import examine_policy
+
+    yield from examine_policy(params)
 
 
 def _assets(params: Params) -> str:

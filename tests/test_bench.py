@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from stages.bench_contender import Entry
-from stages.bench_sim import Cost, Record, Scale, Start, _contender, bench_sim, table
+from stages.bench_sim import Record, Scale, Start, _contender, bench_sim, table
 from stages.errors import SimulatorError, UsageError
 from stages.params import Params
+from stages.timing import Cost
 from tests.conftest import Run
 
 LIBERO, OURS, MJ_STEP = "LIBERO's wrapper", "ours", "mj_step, 25 times"
