@@ -28,6 +28,18 @@ def next_path(kind: str, suffix: str = "") -> Path:
     return folder / f"{max(taken, default=0) + 1:04d}{suffix}"
 
 
+def newest(kind: str) -> Path:
+    """The last numbered artifact of data/<kind>.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = sorted((DATA / kind).glob("[0-9][0-9][0-9][0-9]*"))
+    if not found:
+        raise UsageError(f"{DATA / kind} holds nothing yet; name a path")
+    return found[-1]
+
+
 def open_env(params: Params, num_envs: int) -> "VectorEnv":
     """Starts `num_envs` environments of the params' task, each in a worker process."""
     from stages.sim.assets import resolve_assets

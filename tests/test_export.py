@@ -23,6 +23,7 @@ from stages.policy.layout import read_config
 from stages.policy.policy import VLAPolicy
 from stages.store.artifacts import find_partials
 from stages.store.provenance import read_manifest
+from stages.workspace import newest
 from tests.conftest import ROOT, Run, short
 from tests.policy.published import write_published
 from tests.policy.test_checkpoint import write_shards
@@ -255,3 +256,12 @@ def test_export_and_eval_as_typed(tgrpo: Callable[..., Run], data: Path, checkpo
         assert run.code == 0, run.err
         episodes.append((tmp_path / f"eval{number}" / "episodes.json").read_bytes())
     assert episodes[0] == episodes[1]
+
+
+def test_the_newest_checkpoint_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="data/checkpoints holds nothing yet"):
+        newest("checkpoints")
+    for name in ("0002", "0010", ".0011.partial-ab", "notes"):
+        (tmp_path / "data" / "checkpoints" / name).mkdir(parents=True)
+    assert newest("checkpoints") == Path("data/checkpoints/0010")

@@ -8,7 +8,10 @@ from tgrpo_cli.options import DEFAULT_PARAMS, Force, Out, ParamsFile, Seed, Set,
 
 def command(
     checkpoint: Annotated[
-        list[Path] | None, typer.Argument(help="Checkpoints of `tgrpo update`; default: stdin.")
+        list[Path] | None,
+        typer.Argument(
+            help="Checkpoints of `tgrpo update`; default: stdin when piped, else the newest in data/checkpoints."
+        ),
     ] = None,
     frames: Annotated[
         list[Path] | None,
@@ -29,10 +32,13 @@ def command(
         tgrpo export data/checkpoints/0003 --out data/exports/butter
     """
     from stages.export import export
-    from tgrpo_cli.inputs import read_inputs
+    from stages.workspace import newest
+    from tgrpo_cli.inputs import piped, read_inputs
     from tgrpo_cli.output import HandlePrinter, reporter
 
     resolved = read_params(params, set_, seed=seed)
     show = HandlePrinter()
+    if not checkpoint and not piped():
+        checkpoint = [newest("checkpoints")]
     for handle in read_inputs(checkpoint, "checkpoint", "export"):
         show(export(resolved, handle.path, frames or (), out, reporter(), overwrite=force))
