@@ -83,7 +83,7 @@ class ActingEngine:
         self._head = head.clone() if self._head_adapted else head
         self._pool: Any = None  # of the graphs' memory; they never run at the same time
         self._situations: dict[tuple[int, int, bool], tuple[Situation, list[Callable[[], None]]]] = {}
-        self._caches: dict[int, Tensor] = {}
+        self._cache: Tensor | None = None
 
     def refresh(self, adapted: bool) -> None:
         """Takes over the adapter's present weights, or none of it; costs next to nothing when neither has changed."""
@@ -165,7 +165,7 @@ class ActingEngine:
             prompt=prompt.to(device, copy=True),
             uniform=None if uniform is None else uniform.to(device, copy=True),
             temperature=torch.tensor(temperature, dtype=torch.float32, device=device),
-            cache=self._cache(n, length),
+            cache=self._part_of_cache(n, length),
             rotations=self._decoder.rotations(length),
             decided=Decided(
                 torch.zeros(n, ACTION_DIM, dtype=torch.int64, device=device),
@@ -196,12 +196,14 @@ class ActingEngine:
             situation.uniform.copy_(uniform, non_blocking=True)
         return situation, parts
 
-    def _cache(self, batch: int, length: int) -> Tensor:
-        """The first `batch` rows of one cache a length, so that a batch that shrinks takes no memory of its own."""
-        if length not in self._caches or self._caches[length].shape[2] < batch:
-            self._caches[length] = self._decoder.new_cache(batch, length)
-            self._situations.clear()  # their graphs hold the smaller cache
-        return self._caches[length][:, :, :batch]
+    def _part_of_cache(self, batch: int, length: int) -> Tensor:
+        """The first `batch` rows and `length` positions of one cache, so that a smaller shape takes no memory of its own."""
+        if self._cache is None or self._cache.shape[2] < batch or self._cache.shape[4] < length:
+            held = (0, 0) if self._cache is None else (self._cache.shape[2], self._cache.shape[4])
+            self._situations.clear()  # they hold the smaller one
+            self._cache = None
+            self._cache = self._decoder.new_cache(max(batch, held[0]), max(length, held[1]))
+        return self._cache[:, :, :batch, :, :length]
 
     def _vision_tokens(self, size: int) -> int:
         towers = self._model.config.towers
