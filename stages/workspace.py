@@ -186,6 +186,11 @@ def read_checkpoint(checkpoint: Path) -> Manifest:
             f"{checkpoint} does not exist; expected a checkpoint folder: make a base with `tgrpo demos | tgrpo sft`, "
             "or leave --checkpoint out for the embedded one"
         )
+    if not any((checkpoint / name).exists() for name in ("tgrpo.json", "zarr.json", "config.json")):
+        raise ArtifactError(
+            f"{checkpoint} is no checkpoint: it has neither a config.json nor a tgrpo.json; name a folder in OpenVLA's "
+            "published layout, a model of the hub (owner/name), or what `tgrpo sft` or `tgrpo update` wrote"
+        )
     return read_manifest(checkpoint, "checkpoint")
 
 

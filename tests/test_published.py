@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,21 @@ def test_the_pipe_on_a_published_checkpoint(tgrpo: Tgrpo, project: Path, publish
 def test_a_folder_that_looks_like_a_hub_id_is_a_folder(project: Path, tgrpo: Tgrpo) -> None:
     missing = tgrpo("eval", "--base", "data/missing")
     assert missing.code == 1 and "data/missing does not exist" in missing.err
+
+
+def test_a_folder_that_is_no_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(ArtifactError, match=r"is no checkpoint: it has neither a config\.json nor a tgrpo\.json"):
+        read_checkpoint(tmp_path)
+
+
+def test_another_center_crop_than_in_training_is_refused(published: Path, params: Params, tmp_path: Path) -> None:
+    fitted, _ = open_checkpoint(params, published)
+    adapter = adapter_on(published, tmp_path / "adapter", fitted)
+    manifest = read_checkpoint(adapter)
+    write_manifest(adapter, replace(manifest, params=fitted.model_dump(include={"policy"})))
+    open_policy(fitted, adapter)
+    other = fitted.model_copy(update={"policy": fitted.policy.model_copy(update={"center_crop": False})})
+    with pytest.raises(MismatchError, match=r"trained with policy\.center_crop = true.*--set policy\.center_crop=true"):
+        open_policy(other, adapter)
+    open_policy(other, published)  # nobody knows how that was trained

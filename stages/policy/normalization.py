@@ -62,5 +62,8 @@ def suite_stats(norm_stats: Mapping[str, Any] | None, suite: str | None) -> Mapp
     found = [entries[key] for key in candidates if key in entries]
     if not found or (suite is None and len(found) > 1):
         wanted = f"{suite} or {suite}_no_noops" if suite else "exactly one entry, or a suite to be named"
-        raise ArtifactError(f"the checkpoint's norm_stats hold {list(entries) or 'nothing'}; expected {wanted}")
+        raise ArtifactError(
+            f"the checkpoint's norm_stats hold {list(entries) or 'nothing'}; expected {wanted}; "
+            "name a task of a suite that it was trained on, or a checkpoint for this one"
+        )
     return found[0]
