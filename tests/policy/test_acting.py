@@ -214,3 +214,25 @@ def test_an_adapter_of_a_convolution_counts(dtype: torch.dtype) -> None:
     with policy.reference():
         base = policy.act(images, proprio, INSTRUCTION, 0.0).log_prob
     assert np.abs(base - policy.act(images, proprio, INSTRUCTION, 0.0).log_prob).max() > 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_captured_graphs_decide_as_the_cpu_and_follow_the_adapter() -> None:
+    """Batches that shrink and grow, two prompts, an adapter that changes under a captured graph."""
+    here, there = adapted_policy(), adapted_policy()
+    there.model.to("cuda")
+    there = VLAPolicy(there.model, there.tokenizer, torch.device("cuda"))
+    images, proprio = observations(4)
+    for scale in (1.0, 0.5):
+        for policy in (here, there):
+            with torch.no_grad():
+                for name, parameter in policy.model.named_parameters():
+                    if "lora_B" in name:
+                        parameter.mul_(scale)
+        for n, instruction in ((4, INSTRUCTION), (2, INSTRUCTION), (4, "push the plate"), (4, INSTRUCTION)):
+            want, got = (
+                policy.act(images[:n], proprio[:n], instruction, 1.0, torch.Generator().manual_seed(n))
+                for policy in (here, there)
+            )
+            np.testing.assert_array_equal(got.tokens, want.tokens)
+            np.testing.assert_allclose(got.log_prob, want.log_prob, atol=1e-3)
