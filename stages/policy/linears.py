@@ -77,7 +77,7 @@ class JointLinear(nn.Module):
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def _low_rank(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A of all adapters, stacked, and s B along a diagonal, with no rows left out for maps without an adapter."""
+        """A of all adapters, stacked, and s B along a diagonal; the rows of a map without an adapter are zero."""
         downs, ups = [], []
         for base, lora in self._parts:
             if lora is None:

@@ -1,5 +1,7 @@
 """The acting path against the plain forward: shared weights, both ways of adding an adapter, every shape it is asked for."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -236,3 +238,13 @@ def test_captured_graphs_decide_as_the_cpu_and_follow_the_adapter() -> None:
             )
             np.testing.assert_array_equal(got.tokens, want.tokens)
             np.testing.assert_allclose(got.log_prob, want.log_prob, atol=1e-3)
+
+
+def test_a_base_that_has_acted_saves_the_same_bytes(tmp_path: Path) -> None:
+    """Joined weights are views of one matrix, which a file must not show."""
+    images, proprio = observations(1)
+    policy = make_policy()
+    policy.save_base(tmp_path / "before")
+    policy.act(images, proprio, INSTRUCTION, 0.0)
+    policy.save_base(tmp_path / "after")
+    assert (tmp_path / "after/model.safetensors").read_bytes() == (tmp_path / "before/model.safetensors").read_bytes()
