@@ -15,7 +15,15 @@ from tests.conftest import Run
 from tgrpo_cli.main import app
 
 ROOT = Path(__file__).parents[1]
-TOOLS = {"train", "inspect", "replay", "bench", "doctor", "export", "parity"}  # commands that are no stage of the pipeline
+TOOLS = {
+    "train",
+    "inspect",
+    "replay",
+    "bench",
+    "doctor",
+    "export",
+    "parity",
+}  # commands that are no stage of the pipeline
 SHARED = {"seed", "task", "sim", "policy", "loop"}  # params that several stages read, and DVC's own
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 
