@@ -100,7 +100,7 @@ def test_checkpoints_that_cannot_be_compared(tmp_path: Path, params: Params, emb
     files = REDUCED / "model_a.npz", REDUCED / "images.npz"
     with pytest.raises(MismatchError, match="no published code to compare with"):
         compare(params, *files, checkpoint=embedded)
-    with pytest.raises(ArtifactError, match="is no whole artifact"):
+    with pytest.raises(ArtifactError, match="is no checkpoint: it has neither"):
         compare(params, *files, checkpoint=tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UsageError, match="tgrpo export"):
