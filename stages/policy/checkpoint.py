@@ -103,7 +103,7 @@ def load_adapter(model: OpenVLAForActionPrediction, path: Path, trainable: bool)
     """Puts the adapter of a folder on its base.
 
     Raises:
-        ArtifactError: broken files, or weights missing, left over or of another shape.
+        ArtifactError: broken files, or weights missing, left over, of another shape, NaN or infinite.
     """
     try:
         config = PeftConfig.from_pretrained(str(path))
@@ -116,6 +116,9 @@ def load_adapter(model: OpenVLAForActionPrediction, path: Path, trainable: bool)
     wanted = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     mismatched = [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]
     refuse_misfit(path, wanted.keys() - state.keys(), state.keys() - wanted.keys(), mismatched)
+    broken = [name for name in sorted(state) if not torch.isfinite(state[name]).all()]
+    if broken:
+        raise ArtifactError(f"{path}: {broken[0]} holds NaN or infinite values; make or copy the adapter again")
     set_peft_model_state_dict(peft_model, state)
     return peft_model
 

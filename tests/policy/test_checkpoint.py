@@ -132,6 +132,7 @@ LORA_WEIGHT = "base_model.model.projector.fc1.lora_A.weight"
         ({LORA_WEIGHT: None}, "lacks weights"),
         ({"base_model.model.projector.fc9.lora_A.weight": torch.zeros(2)}, "does not have"),
         ({LORA_WEIGHT: torch.zeros(2)}, "another shape"),
+        ({LORA_WEIGHT: torch.full((4, 32), torch.inf)}, f"{LORA_WEIGHT} holds NaN or infinite"),
     ],
 )
 def test_adapter_weights_that_do_not_fit_are_named(adapter: Path, change: dict, message: str) -> None:
