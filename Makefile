@@ -29,9 +29,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Two at a time, a file to each, because many tests wait for processes of their own.
+# Two at a time, a file to each, because many tests wait for processes of their own; one thread each, for two cores.
 test: lint
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: lint
 	$(BIN)/pytest

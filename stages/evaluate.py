@@ -222,4 +222,5 @@ def evaluate_checkpoints(
         policy = open_policy(fitted, checkpoint)
         with open_env(fitted, min(fitted.eval.envs, fitted.eval.episodes)) as env:
             episodes = evaluate_policy(policy, env, fitted, reporter)
+        del policy  # the next one needs its memory
         yield write_evaluation(path, checkpoint, episodes, fitted, overwrite)

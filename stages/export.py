@@ -4,7 +4,6 @@ A merge that went wrong looks like any other file and costs all success. So the 
 greedily and sampled with the same draws, before anything appears at its place.
 """
 
-import gc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -200,9 +199,7 @@ def gather_frames(paths: Sequence[Path], seed: int) -> Frames:
 
 
 def _act(params: Params, checkpoint: Path, frames: Frames, scored: NDArray[np.int64] | None = None) -> Tokens:
-    tokens = choose(open_policy(params, checkpoint), frames, params.seed, scored)
-    gc.collect()  # a policy and what it acts with refer to each other, and the next one needs the memory
-    return tokens
+    return choose(open_policy(params, checkpoint), frames, params.seed, scored)
 
 
 def choose(policy: "VLAPolicy", frames: Frames, seed: int, scored: NDArray[np.int64] | None = None) -> Tokens:

@@ -8,7 +8,7 @@ and `update` with the same seed on a CPU. A run that was cut off goes on with `r
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.advantage import weigh_group
 from stages.describe import describe
@@ -33,6 +33,9 @@ from stages.update import (
     write_history,
 )
 from stages.workspace import next_path, open_checkpoint, open_env, open_policy, read_checkpoint, task_reward
+
+if TYPE_CHECKING:
+    from stages.policy.policy import VLAPolicy
 
 RUN = "run.json"
 
@@ -164,11 +167,12 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list
 def _evaluate(params: Params, checkpoint: Path, out: Path, when: str, reporter: Reporter) -> list[dict[str, Any]]:
     """Evaluates at every temperature of params; what is on disk already is read. Returns the summaries."""
     summaries = []
+    policy: VLAPolicy | None = None  # one for all temperatures; none when all is on disk
     for temperature in params.train.eval_temperatures:
         at = out / f"{when}-t{temperature:g}"
         if not at.exists():
             here = params.model_copy(update={"eval": params.eval.model_copy(update={"temperature": temperature})})
-            policy = open_policy(here, checkpoint)
+            policy = policy or open_policy(here, checkpoint)
             with open_env(here, min(here.eval.envs, here.eval.episodes)) as env:
                 episodes = evaluate_policy(policy, env, here, reporter)
             write_evaluation(at, checkpoint, episodes, here)

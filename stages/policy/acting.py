@@ -116,8 +116,8 @@ class ActingEngine:
             uniform: (N, A) float64 draws in [0, 1), by which the tokens are sampled; None takes the likeliest.
             temperature: of the distribution that is sampled and reported; positive.
         """
-        situation, parts = self._situation(pixels, proprio, prompt, uniform, temperature)
-        for part in parts:
+        situation, graphs = self._situation(pixels, proprio, prompt, uniform, temperature)
+        for part in graphs or self._parts(situation):
             part()
         decided = situation.decided
         return Decided(decided.tokens.clone(), decided.log_prob.clone(), decided.entropy.clone())
@@ -174,19 +174,24 @@ class ActingEngine:
             ),
         )
 
+    def _parts(self, situation: Situation) -> list[Callable[[], None]]:
+        """A decision in order: the prefill, and six steps."""
+        steps = [partial(self.step, situation, position) for position in range(1, ACTION_DIM)]
+        return [partial(self.prefill, situation), *steps]
+
     def _situation(
         self, pixels: Tensor, proprio: Tensor | None, prompt: Tensor, uniform: Tensor | None, temperature: float
     ) -> tuple[Situation, list[Callable[[], None]]]:
+        """The situation of a shape with these inputs, and on CUDA the graphs that decide in it."""
         key = len(pixels), prompt.shape[1], uniform is None
         if key not in self._situations:
             situation = self.situate(pixels, proprio, prompt, uniform, temperature)
-            parts: list[Callable[[], None]] = [partial(self.prefill, situation)]
-            parts += [partial(self.step, situation, position) for position in range(1, ACTION_DIM)]
+            graphs: list[Callable[[], None]] = []
             if self._head.is_cuda:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
-                parts = capture(parts, self._pool)
-            self._situations[key] = situation, parts
-        situation, parts = self._situations[key]
+                graphs = capture(self._parts(situation), self._pool)
+            self._situations[key] = situation, graphs
+        situation, graphs = self._situations[key]
         situation.pixels.copy_(pixels, non_blocking=True)
         situation.prompt.copy_(prompt, non_blocking=True)
         situation.temperature.fill_(temperature)
@@ -194,7 +199,7 @@ class ActingEngine:
             situation.proprio.copy_(proprio, non_blocking=True)
         if situation.uniform is not None and uniform is not None:
             situation.uniform.copy_(uniform, non_blocking=True)
-        return situation, parts
+        return situation, graphs
 
     def _part_of_cache(self, batch: int, length: int) -> Tensor:
         """The first `batch` rows and `length` positions of one cache, so that a smaller shape takes no memory of its own."""
