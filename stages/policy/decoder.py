@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
 
 from stages.errors import MismatchError
-from stages.policy.linears import JointLinear, is_plain
+from stages.policy.linears import JointLinear, fuse_rows, is_plain
 
 Make = Callable[[Sequence[nn.Module]], JointLinear]
 
@@ -80,6 +80,17 @@ class Decoder:
 
     def _normed(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], self._norm, self.config.rms_norm_eps)
+
+
+def join_weights(llama: LlamaForCausalLM) -> None:
+    """Joins the weights that a `Decoder` reads as one, which its first pass would do otherwise; before adapters are added.
+
+    On a GPU that pass finds the memory cut up by the pieces that are left over; here they can still be given back.
+    """
+    for layer in llama.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        fuse_rows([attention.q_proj, attention.k_proj, attention.v_proj])
+        fuse_rows([mlp.gate_proj, mlp.up_proj])
 
 
 class _Layer:

@@ -20,6 +20,7 @@ from stages.policy import checkpoint
 from stages.policy.acting import ActingEngine, entropy_of, head_rows
 from stages.policy.action_tokens import ActionCodec, ActionTokenizer
 from stages.policy.config import OpenVLAConfig, tiny_config
+from stages.policy.decoder import join_weights
 from stages.policy.devices import resolve_device
 from stages.policy.images import ImageTransform, PreparedImages, image_transform
 from stages.policy.learning import (
@@ -75,6 +76,9 @@ class VLAPolicy:
         """
         self.model: OpenVLAForActionPrediction = model.eval()
         self.model.to(device)
+        if device.type == "cuda":
+            join_weights(model.language_model)
+            torch.cuda.empty_cache()
         self.tokenizer = tokenizer
         self.device = device
         self.config: OpenVLAConfig = model.config

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from stages.errors import MismatchError
 from stages.params import LoraParams
 from stages.policy.acting import ActingEngine
-from stages.policy.decoder import Decoder
+from stages.policy.decoder import Decoder, join_weights
 from stages.policy.linears import ActingLinear, fuse_rows
 from stages.policy.policy import VLAPolicy
 from tests.policy.tiny import ARCHITECTURE, INSTRUCTION, LORA, NORM_STATS, make_policy, observations
@@ -77,6 +77,17 @@ def test_fused_rows_are_the_maps_own_weights_and_fusing_twice_is_once() -> None:
         maps[1].weight.fill_(7.0)
     assert (fused[3:5] == 7).all()
     assert fuse_rows(maps).data_ptr() == fused.data_ptr()
+
+
+def test_weights_joined_early_are_the_ones_that_acting_and_scoring_read() -> None:
+    early, late = make_policy(), make_policy()
+    join_weights(early.model.language_model)
+    places = [layer.self_attn.q_proj.weight.data_ptr() for layer in early.model.language_model.model.layers]
+    for policy in (early, late):
+        policy.add_lora(LORA, seed=1)
+    torch.testing.assert_close(decide(early, fold=False), decide(late, fold=False), rtol=0, atol=0)
+    layers = early.model.language_model.model.layers
+    assert [layer.self_attn.q_proj.base_layer.weight.data_ptr() for layer in layers] == places
 
 
 def test_biases_and_several_adapters_of_one_input() -> None:
