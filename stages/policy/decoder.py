@@ -83,7 +83,7 @@ class Decoder:
 
 
 def join_weights(llama: LlamaForCausalLM) -> None:
-    """Joins the weights that a `Decoder` reads as one, which its first pass would do otherwise; before adapters are added.
+    """Joins the weights that a `Decoder` reads as one, which its first pass would do otherwise.
 
     On a GPU that pass finds the memory cut up by the pieces that are left over; here they can still be given back.
     """
