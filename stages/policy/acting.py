@@ -91,7 +91,7 @@ class ActingEngine:
         if version == self._version:
             return
         if self._live:
-            self._situations.clear()
+            self._forget_situations()
         for linear in self._linears:
             linear.refresh(adapted)
         if self._head_adapted:
@@ -205,10 +205,15 @@ class ActingEngine:
         """The first `batch` rows and `length` positions of one cache, so that a smaller shape takes no memory of its own."""
         if self._cache is None or self._cache.shape[2] < batch or self._cache.shape[4] < length:
             held = (0, 0) if self._cache is None else (self._cache.shape[2], self._cache.shape[4])
-            self._situations.clear()  # they hold the smaller one
+            self._forget_situations()  # they hold the smaller one
             self._cache = None
             self._cache = self._decoder.new_cache(max(batch, held[0]), max(length, held[1]))
         return self._cache[:, :, :batch, :, :length]
+
+    def _forget_situations(self) -> None:
+        """And the graphs' memory pool with them: torch takes no capture into a pool whose graphs are all gone."""
+        self._situations.clear()
+        self._pool = None
 
     def _vision_tokens(self, size: int) -> int:
         towers = self._model.config.towers

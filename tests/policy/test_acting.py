@@ -244,7 +244,13 @@ def test_captured_graphs_decide_as_the_cpu_and_follow_the_adapter() -> None:
                 for name, parameter in policy.model.named_parameters():
                     if "lora_B" in name:
                         parameter.mul_(scale)
-        for n, instruction in ((4, INSTRUCTION), (2, INSTRUCTION), (4, "push the plate"), (4, INSTRUCTION)):
+        for n, instruction in (
+            (2, INSTRUCTION),
+            (4, INSTRUCTION),
+            (2, INSTRUCTION),
+            (4, "push the plate"),
+            (4, INSTRUCTION),
+        ):
             want, got = (
                 policy.act(images[:n], proprio[:n], instruction, 1.0, torch.Generator().manual_seed(n))
                 for policy in (here, there)
