@@ -217,13 +217,13 @@ def _takes(
     """How long training takes, on a line that `check` begins, and one on what that is counted from."""
     from stages.estimate import REACHED, clock, duration
     from stages.sim.assets import resolve_assets
-    from stages.sim.tasks import MAX_ENV_STEPS
+    from stages.sim.tasks import load_task
 
     try:
         assets = resolve_assets(params.sim).kind
     except TgrpoError:  # another line is about this
         assets = "libero"
-    limit = MAX_ENV_STEPS[params.task.split("/")[0]]
+    limit = load_task(params.task).max_env_steps
     time = duration(count, params, itemsize, rates, REACHED[kind], limit=limit, cores=processors, assets=assets)
     yield Check(
         check.name,

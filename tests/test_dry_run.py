@@ -151,3 +151,16 @@ def test_a_base_that_is_nowhere(params: Params, tmp_path: Path) -> None:
     (check,) = examine_policy(params.model_copy(update={"policy": policy}))
     assert check.severity == FAILURE
     assert "is no checkpoint" in check.found
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"task": "libero_objekt/6"}, "libero_object"), ({"device": "meta"}, "expected auto, cpu, cuda")],
+)
+def test_params_that_name_nothing_are_a_line_of_the_report(params: Params, change: dict[str, str], says: str) -> None:
+    policy = params.policy.model_copy(
+        update={"device": change.get("device", "cpu"), "base": str(ROOT / params.policy.base)}
+    )
+    params = params.model_copy(update={"policy": policy, "task": change.get("task", params.task)})
+    last = list(examine_policy(params))[-1]
+    assert last.severity == FAILURE and says in last.found

@@ -209,7 +209,7 @@ def test_statistics_without_the_suite_are_refused(policy: VLAPolicy) -> None:
         VLAPolicy(policy.model, policy.tokenizer, policy.device, suite="libero_goal")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(device: str) -> None:
     with pytest.raises(ParamsError, match=rf"policy\.device = '{device}'"):
         VLAPolicy.new(ARCHITECTURE, 32, NORM_STATS, 0, device)
