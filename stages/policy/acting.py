@@ -54,7 +54,7 @@ class ActingEngine:
     """Decides with the weights of a live model, which it shares; see `linears` for what it does with adapters."""
 
     def __init__(
-        self, model: OpenVLAForActionPrediction, transform: ImageTransform, candidates: slice, fold: bool
+        self, model: OpenVLAForActionPrediction, transform: ImageTransform, candidates: range, fold: bool
     ) -> None:
         """`candidates` are the vocabulary ids among which tokens are chosen; `fold` see `JointLinear`.
 
@@ -238,8 +238,12 @@ def capture(parts: Sequence[Callable[[], None]], pool: Any) -> list[Callable[[],
     return replays
 
 
-def head_rows(head: nn.Module, rows: slice, adapted: bool = True) -> Tensor:
-    """The rows of the output layer, its adapter included where it has one (OpenVLA's own fine-tuning gives it one)."""
+def head_rows(head: nn.Module, ids: range, adapted: bool = True) -> Tensor:
+    """The rows (len(ids), hidden_size) of the output layer that give the logits of consecutive vocabulary ids.
+
+    Its adapter is included where it has one, as OpenVLA's own fine-tuning gives it.
+    """
+    rows = slice(ids.start, ids.stop)
     lora: Any = head if isinstance(head, LoraLayer) else None
     base: Any = lora.get_base_layer().weight if lora else head.weight
     if lora is None or not adapted or lora.disable_adapters:

@@ -23,9 +23,7 @@ from stages.policy.config import OpenVLAConfig, tiny_config
 from stages.policy.decoder import join_weights
 from stages.policy.devices import resolve_device
 from stages.policy.images import ImageTransform, PreparedImages, image_transform
-from stages.policy.learning import (
-    checkpoint_activations,
-)
+from stages.policy.learning import checkpoint_activations
 from stages.policy.modeling import OpenVLAForActionPrediction
 from stages.policy.normalization import Bounds, suite_stats
 from stages.policy.scoring import ScoringModel
@@ -94,10 +92,8 @@ class VLAPolicy:
         self._prompts: dict[str, Tensor] = {}
         self._peft: PeftModel | None = None
         self._adapter_off = False
-        first = self.codec.tokenizer.first_id if sampling == "action" else 0
-        self.candidates = slice(
-            first, self.config.vocab_size_unpadded if sampling == "action" else self.config.llama.vocab_size
-        )
+        # The vocabulary ids among which tokens are chosen.
+        self.token_ids = model.action_ids if sampling == "action" else range(self.config.llama.vocab_size)
         # Both compute with the model's own tensors, and are made anew when modules change.
         self._engine: ActingEngine | None = None
         self._scoring: ScoringModel | None = None
@@ -197,11 +193,6 @@ class VLAPolicy:
         self.model.train()
 
     @property
-    def token_ids(self) -> range:
-        """The vocabulary ids among which tokens are chosen."""
-        return range(self.candidates.start, self.candidates.stop)
-
-    @property
     def has_adapter(self) -> bool:
         return self._peft is not None
 
@@ -277,7 +268,7 @@ class VLAPolicy:
             MismatchError: an adapter that is no plain LoRA.
         """
         if self._engine is None:
-            self._engine = ActingEngine(self.model, self.transform, self.candidates, self._fold)
+            self._engine = ActingEngine(self.model, self.transform, self.token_ids, self._fold)
         self._engine.refresh(adapted=not self._adapter_off)
         return self._engine
 
@@ -292,6 +283,9 @@ class VLAPolicy:
         """Scores B recorded decisions, tokens (B, 7), in one teacher-forced forward pass; differentiable.
 
         Shapes as in `act`; `temperature` must be the positive one they were sampled at for the log-probs to be theirs.
+
+        Raises:
+            MismatchError: tokens that are not among `token_ids`, frames of another shape, or an adapter that is no plain LoRA.
         """
         tokens = torch.as_tensor(tokens, dtype=torch.int64)
         first, last = self.token_ids[0], self.token_ids[-1]
@@ -310,7 +304,7 @@ class VLAPolicy:
             self._scoring = ScoringModel(self.model, self._fold)
         hidden = self._scoring(pixel_values, ids, None if state is None else state.to(self.device), keep=ACTION_DIM)
         # In float32: near 10, logits in bfloat16 are 1/16 apart.
-        logits = F.linear(hidden.float(), head_rows(self.model.language_model.lm_head, self.candidates).float())
+        logits = F.linear(hidden.float(), head_rows(self.model.language_model.lm_head, self.token_ids).float())
         every = F.log_softmax(logits / temperature, dim=-1)
         return TokenScores(every.gather(-1, index.unsqueeze(-1)).squeeze(-1), entropy_of(every), every)
 

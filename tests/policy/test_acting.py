@@ -32,7 +32,7 @@ def adapted_policy(lora: LoraParams = LORA, **changes: object) -> VLAPolicy:
 
 def decide(policy: VLAPolicy, fold: bool, n: int = 3, adapted: bool = True) -> torch.Tensor:
     """Log-probs (n, 7) of greedy tokens by an engine of its own."""
-    engine = ActingEngine(policy.model, policy.transform, policy.candidates, fold)
+    engine = ActingEngine(policy.model, policy.transform, policy.token_ids, fold)
     engine.refresh(adapted)
     images, proprio = observations(n)
     state = policy._normalized(proprio)
@@ -61,7 +61,7 @@ def test_in_bfloat16_acting_and_scoring_agree_as_far_as_bfloat16_does() -> None:
 
 def test_weights_are_shared_not_copied() -> None:
     policy = adapted_policy()
-    engine = ActingEngine(policy.model, policy.transform, policy.candidates, fold=False)
+    engine = ActingEngine(policy.model, policy.transform, policy.token_ids, fold=False)
     stored = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
     for linear in engine._linears:
         assert linear.weight.untyped_storage().data_ptr() in stored
