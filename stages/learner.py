@@ -28,9 +28,8 @@ References = Callable[[NDArray[np.int64]], Tensor | None]  # rows -> what the KL
 
 GIB = 2**30
 KEPT_REFERENCE = GIB  # bytes of the reference's log-probs kept in host memory; more are computed again when needed
-AHEAD = (
-    32  # decisions scored together without gradients, and checked before the first step, where minibatches have fewer
-)
+# Decisions scored together without gradients, and checked before the first step, where minibatches have fewer.
+AHEAD = 32
 
 # How far recorded log-probs may lie from those of the same weights and images scored again, in nats: on average, and at
 # most. Acting adds in another order (a cache, merged or joined weights). In float32 that shows in the fifth digit; in
