@@ -5,11 +5,12 @@ range are refused with the key, what was found and what was expected.
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stages.errors import ParamsError
 
@@ -82,7 +83,18 @@ class LoraParams(Section):
     rank: Positive
     alpha: Positive
     dropout: Fraction
-    target_modules: str | list[str]
+    target_modules: str | list[str]  # all-linear, names of layers, or a regular expression for their whole names
+
+    @field_validator("target_modules")
+    @classmethod
+    def _is_a_pattern(cls, value: str | list[str]) -> str | list[str]:
+        try:
+            re.compile(value if isinstance(value, str) else "")
+        except re.error as error:
+            raise ValueError(
+                f"policy.lora.target_modules = {value!r} is no regular expression ({error}); expected all-linear or a list"
+            ) from None
+        return value
 
 
 class PolicyParams(Section):
@@ -238,7 +250,7 @@ def load_params(path: Path, overrides: list[str] | None = None) -> Params:
             f"{path} does not exist; run inside the project's folder or name the file with --params (profiles: {profiles})"
         ) from None
     except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ParamsError(f"{path} is not valid YAML: {_one_line(error)}") from None
     if not isinstance(data, dict):
         raise ParamsError(f"{path} holds no mapping of sections; see the params.yaml that the project ships")
     for override in overrides or []:
@@ -259,7 +271,14 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         node = node.get(parent) if isinstance(node, dict) else None  # type: ignore[assignment]
         if not isinstance(node, dict):
             raise ParamsError(f"--set {override}: there is no section {parent!r} in {key!r}")
-    node[last] = yaml.safe_load(value)
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ParamsError(f"--set {override}: {value!r} is not valid YAML ({_one_line(error)}); quote it") from None
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())
 
 
 def _explain(error: ValidationError) -> str:

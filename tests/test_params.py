@@ -27,6 +27,8 @@ def test_the_shipped_params_load_and_overrides_apply_in_order() -> None:
         ("eval.episodes=51", "eval.episodes = 51: input should be less than or equal to 50"),
         ("policy.lora.rnk=8", "policy.lora.rnk is not a known key; did you mean 'rank'?"),
         ("rollout.envs", "expected section.key=value"),
+        ("policy.lora.target_modules=*", "'*' is not valid YAML"),
+        ("policy.lora.target_modules='*'", "'*' is no regular expression"),
         ("loop.last=099", "loop.last is 099"),
     ],
 )

@@ -6,6 +6,7 @@ An adapter folder holds adapter_config.json and adapter_model.safetensors, and n
 """
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from stages.errors import ArtifactError
+from stages.errors import ArtifactError, ParamsError
 from stages.params import LoraParams
 from stages.policy import hub
 from stages.policy.layout import (
@@ -73,7 +74,11 @@ def compute_dtype(name: str, device: torch.device) -> Dtype:
 
 
 def add_lora(model: OpenVLAForActionPrediction, lora: LoraParams, seed: int) -> PeftModel:
-    """Wraps the model with a fresh trainable adapter that changes nothing yet (B is zero), A Gaussian as in OpenVLA."""
+    """Wraps the model with a fresh trainable adapter that changes nothing yet (B is zero), A Gaussian as in OpenVLA.
+
+    Raises:
+        ParamsError: target modules that name no layer, or layers that take no adapter.
+    """
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -83,7 +88,13 @@ def add_lora(model: OpenVLAForActionPrediction, lora: LoraParams, seed: int) -> 
     )
     with torch.random.fork_rng(), _quiet():
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except (ValueError, re.error) as error:
+            raise ParamsError(
+                f"policy.lora.target_modules = {lora.target_modules!r}: {one_line(error).split('. ')[0]}; expected all-linear, "
+                "a list of layers' names such as [q_proj, v_proj], or a regular expression for whole names"
+            ) from None
 
 
 def save_adapter(model: PeftModel, path: Path, base: str) -> None:

@@ -252,3 +252,11 @@ def test_learns_an_action_from_a_colour(policy: VLAPolicy) -> None:
     images, proprio, which = batch(64)
     greedy = policy.act(images, proprio, INSTRUCTION, temperature=0.0)
     assert (greedy.tokens == policy.encode_actions(actions[which])).all(axis=1).mean() > 0.95
+
+
+@pytest.mark.parametrize("targets", ["nothing", ["nothing"], "*", ["norm1"]])
+def test_target_modules_that_take_no_adapter_are_refused(policy: VLAPolicy, targets: str | list[str]) -> None:
+    with pytest.raises(ParamsError, match=r"policy\.lora\.target_modules = .*expected all-linear") as error:
+        policy.add_lora(LORA.model_copy(update={"target_modules": targets}), seed=0)
+    assert "\n" not in str(error.value)
+    assert policy.trainable_parameters() and not policy.has_adapter
