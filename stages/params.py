@@ -40,6 +40,7 @@ class SimParams(Section):
     physics: Literal["exact", "lean"]  # LIBERO's states to the last bit; or without the work that only this needs
     action_repeat: Positive  # environment steps (20 Hz) for which one decision is held; OpenVLA uses 1
     settle_steps: NonNegative  # no-op environment steps after a reset; LIBERO's protocol has 10
+    arm_noise: NonNegativeFloat  # rad, standard deviation of the arm's joints at sampled starts; 0.02 at the official ones
     egl_device: NonNegative | None  # which GPU renders; null takes MUJOCO_EGL_DEVICE_ID, else the first that works
     timeout_s: PositiveFloat  # a worker that is silent for longer is replaced, and its episode simulated again
     max_restarts: NonNegative  # replacements of workers in one episode before the rollout gives up

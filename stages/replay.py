@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 # Their versions decide the states: tasks, controller, physics, and the linear algebra under the controller.
 PACKAGES = ("hf-libero", "robosuite", "mujoco", "numpy")
 # What a group's own params decide of its replay; the rest, such as the renderer, is this machine's business.
-RECORDED = ("physics", "action_repeat", "settle_steps", "observe", "image_size", "shadows", "multisampling")
-UNRECORDED = {"physics": "exact", "observe": "latest"}  # what tgrpo did before these were params
+RECORDED = (
+    *("physics", "action_repeat", "settle_steps", "arm_noise"),
+    *("observe", "image_size", "shadows", "multisampling"),
+)
+UNRECORDED = {"physics": "exact", "observe": "latest", "arm_noise": 0.0}  # what tgrpo did before these were params
 
 
 @dataclass

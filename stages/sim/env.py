@@ -78,7 +78,8 @@ class LiberoEnv:
         """Starts an episode.
 
         official: LIBERO's protocol: seed 0, reset, the stored state, then `sim.settle_steps` no-ops.
-        sampled: LIBERO's reset under seed `start.index`, which draws the objects' places, then the same no-ops.
+        sampled: LIBERO's reset under seed `start.index`, which draws the objects' places, then the same no-ops; with
+            `sim.arm_noise`, a state drawn as the official ones were, under the same protocol.
         An array (S,): set as an official state is, but without settling, for replays.
 
         Raises:
@@ -86,8 +87,9 @@ class LiberoEnv:
         """
         state: NDArray[np.float64] | None
         if isinstance(start, InitialState):
-            state = self._official_state(start.index) if start.source == "official" else None
-            seed = start.index if start.source == "sampled" else 0
+            sampled = start.source == "sampled"
+            state = self._drawn_state(start.index) if sampled else self._official_state(start.index)
+            seed = start.index if sampled else 0
             settle_steps = self._sim.settle_steps
         else:
             state, seed, settle_steps = start, 0, 0
@@ -241,6 +243,22 @@ class LiberoEnv:
         for index, side in enumerate(("left_fingerpad", "right_fingerpad")):
             for geom in robot.gripper.important_geoms[side]:
                 self._geom_finger[self.model.geom(geom).id] = index
+
+    def _drawn_state(self, seed: int) -> NDArray[np.float64] | None:
+        """LIBERO's reset under a seed with noise on the arm's joints, as its official states have it; None without noise.
+
+        LIBERO's wrapper resets without, so its controller, made at the standard pose, first straightens the hand of an
+        official state. A start that were only reset with noise would keep its hand askew.
+        """
+        if self._sim.arm_noise == 0:
+            return None
+        noise = self._env.robots[0].initialization_noise
+        noise["magnitude"] = self._sim.arm_noise
+        try:
+            self._hard_reset(seed)  # robosuite draws as many numbers with noise as without: the objects stay
+        finally:
+            noise["magnitude"] = 0.0
+        return self.state()
 
     def _official_state(self, index: int) -> NDArray[np.float64]:
         states = official_states(self.task)

@@ -102,6 +102,7 @@ def draw(backend: Backend) -> tuple[NDArray[np.uint8], Drawing]:
         physics="exact",
         action_repeat=1,
         settle_steps=0,
+        arm_noise=0,
         egl_device=None,
         timeout_s=60,
         max_restarts=0,

@@ -43,6 +43,7 @@ DEMO = SimParams(
     physics="lean",
     action_repeat=4,
     settle_steps=10,
+    arm_noise=0.02,
     egl_device=None,
     timeout_s=60,
     max_restarts=3,

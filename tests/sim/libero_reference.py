@@ -70,8 +70,9 @@ def _run(sim: SimParams, episode: Episode) -> Record:
     )
     env.seed(episode.seed)
     shown = env.reset()
-    if episode.state is not None:
-        shown = env.set_init_state(episode.state)
+    state = _drawn(sim, episode) if episode.state is None and sim.arm_noise else episode.state
+    if state is not None:
+        shown = env.set_init_state(state)
     for _ in range(sim.settle_steps):
         shown = env.step(NO_OP)[0]
     rows: list[tuple[Any, ...]] = []
@@ -89,6 +90,24 @@ def _run(sim: SimParams, episode: Episode) -> Record:
     env.close()
     states, success, proprio = zip(*rows, strict=True)
     return Record(np.stack(states), np.array(success), np.stack(proprio), images)
+
+
+def _drawn(sim: SimParams, episode: Episode) -> NDArray[np.float64]:
+    """A state as the official ones were drawn: LIBERO's reset with noise on the arm's joints."""
+    from libero.libero.envs.env_wrapper import ControlEnv
+
+    env = ControlEnv(
+        bddl_file_name=str(load_task(episode.task).bddl_file),
+        use_camera_obs=False,
+        has_renderer=False,
+        has_offscreen_renderer=False,
+        initialization_noise={"magnitude": sim.arm_noise, "type": "gaussian"},
+    )
+    env.seed(episode.seed)
+    env.reset()
+    state: NDArray[np.float64] = env.get_sim_state()
+    env.close()
+    return state
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ SIM = SimParams(
     physics="exact",
     action_repeat=4,
     settle_steps=10,
+    arm_noise=0.02,
     egl_device=None,
     timeout_s=60,
     max_restarts=3,

@@ -106,6 +106,29 @@ def test_sampled_starts_differ_and_rest(env: LiberoEnv) -> None:
     assert min(gaps) > 0.005  # m
 
 
+def test_sampled_starts_are_drawn_as_the_official_ones(env: LiberoEnv) -> None:
+    """Those have noise on the arm's joints, and their hand is straightened before the episode begins."""
+    starts = [(source, index) for source in ("official", "sampled") for index in range(12)]
+    hands = []
+    for source, index in starts:
+        env.reset(InitialState(source, index))  # type: ignore[arg-type]
+        hands.append(env.proprio()[:6])
+    official, sampled = np.split(np.array(hands), 2)
+    spread = sampled.std(axis=0) / official.std(axis=0)
+    assert (0.4 < spread).all() and (spread < 2.5).all()  # 12 draws; without noise 0, with the hand left askew 20
+    still = LiberoEnv(TASK, SIM.model_copy(update={"arm_noise": 0.0}), resolve_assets(SIM))
+    alike, places = [], []
+    for seed in (0, 1):
+        still.reset(InitialState("sampled", seed))
+        alike.append(still.proprio()[:6])
+        places.append(still.scene().object_pos)
+        env.reset(InitialState("sampled", seed))
+        np.testing.assert_allclose(env.scene().object_pos, places[-1], atol=1e-4)  # the same objects, noise or not
+    still.close()
+    np.testing.assert_allclose(alike[0], alike[1], atol=1e-6)
+    assert np.abs(places[0] - places[1]).max() > 0.005
+
+
 def test_a_state_can_be_replayed(env: LiberoEnv) -> None:
     env.reset(InitialState("official", 0))
     states = _states(env, _random_actions(5))
