@@ -197,8 +197,8 @@ def table(record: Record) -> Iterator[str]:
 def _open(params: Params, batch: int, architecture: Architecture | None) -> tuple[VLAPolicy, str]:
     if architecture:
         return random_policy(architecture, params, batch), f"{architecture}, random weights"
-    params, folder = open_checkpoint(params, Path(params.policy.base))
-    return open_policy(params, folder), params.policy.base
+    params, folder = open_checkpoint(params, Path(params.policy.base_of(params.task)))
+    return open_policy(params, folder), params.policy.base_of(params.task)
 
 
 class _Bench:

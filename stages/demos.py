@@ -1,8 +1,8 @@
 """`tgrpo demos`: the scripted expert -> demonstrations, each a group of one trajectory in the format of rollouts.
 
-Start states come from LIBERO's placement sampler, never from the official ones. While the expert approaches, noise is
-added to what it does, so that the demonstrations show how to recover; the label to imitate is its clean action. Episodes
-that miss the goal are not kept.
+Start states come from LIBERO's placement sampler, never from the official ones, with an arm spread by `demos.arm_noise`.
+While the expert approaches, noise is added to what it does, so that the demonstrations show how to recover; the label to
+imitate is its clean action. Episodes that miss the goal are not kept.
 """
 
 from collections.abc import Iterator
@@ -124,6 +124,7 @@ def demos(
         TgrpoError: the expert misses the goal too often.
     """
     reporter = reporter or Silent()
+    params = params.model_copy(update={"sim": params.sim.model_copy(update={"arm_noise": params.demos.arm_noise})})
     out = out or next_path("demos")
     wanted = params.demos.episodes
     workers = min(params.demos.workers, wanted)

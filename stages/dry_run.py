@@ -40,7 +40,7 @@ class _Base:
 def examine_policy(params: Params) -> Iterator[Check]:
     """Lines on the params' policy: where it comes from, whether it fits, how long it takes."""
     try:
-        base = _base(params.policy.base)
+        base = _base(params.policy.base_of(params.task))
         yield base.check
         yield from _demands(params, base)
     except TgrpoError as error:

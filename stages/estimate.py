@@ -154,7 +154,9 @@ def duration(
     update = (learning + (roofline.score(scored) if params.update.beta else 0.0)) / reached
     iteration = p.groups * decisions * (act + sim) + update
     evaluated = math.ceil((params.eval.max_env_steps or limit) / params.sim.action_repeat)
-    rounds = math.ceil(params.eval.episodes / params.eval.envs)
+    rounds = math.ceil(
+        params.eval.episodes * (params.eval.repeats if params.eval.temperature else 1) / params.eval.envs
+    )
     return Duration(
         act=act,
         sim=sim,

@@ -40,7 +40,9 @@ class SimParams(Section):
     physics: Literal["exact", "lean"]  # LIBERO's states to the last bit; or without the work that only this needs
     action_repeat: Positive  # environment steps (20 Hz) for which one decision is held; OpenVLA uses 1
     settle_steps: NonNegative  # no-op environment steps after a reset; LIBERO's protocol has 10
-    arm_noise: NonNegativeFloat  # rad, standard deviation of the arm's joints at sampled starts; 0.02 at the official ones
+    arm_noise: (
+        NonNegativeFloat  # rad, standard deviation of the arm's joints at sampled starts; 0.02 at the official ones
+    )
     egl_device: NonNegative | None  # which GPU renders; null takes MUJOCO_EGL_DEVICE_ID, else the first that works
     timeout_s: PositiveFloat  # a worker that is silent for longer is replaced, and its episode simulated again
     max_restarts: NonNegative  # replacements of workers in one episode before the rollout gives up
@@ -101,7 +103,7 @@ class LoraParams(Section):
 class PolicyParams(Section):
     """The policy that `rollout`, `update` and `eval` start from, and the adapter that `update` trains on it."""
 
-    base: str  # a checkpoint folder, or a model of the Hugging Face hub: owner/name or owner/name@revision
+    base: str  # a checkpoint folder, or a model of the Hugging Face hub: owner/name[@revision]; {task} is the task's id
     device: str  # auto, cpu, cuda, cuda:0
     dtype: Literal["auto", "float32", "bfloat16"]  # auto: float32 on a CPU, as stored elsewhere
     center_crop: bool  # of the published image pipeline; checkpoints of `tgrpo sft` see the camera's frame as it is
@@ -109,6 +111,10 @@ class PolicyParams(Section):
     gradient_checkpointing: bool  # keep one activation a block while learning, and compute the others twice
     threads: Positive  # of torch while learning on a CPU; acting takes one, beside the environments' processes
     lora: LoraParams
+
+    def base_of(self, task: str) -> str:
+        """`base` for a task: `bases/{task}` is `bases/libero_object/6` for libero_object/6."""
+        return self.base.replace("{task}", task)
 
 
 class GenRewardParams(Section):
@@ -122,6 +128,9 @@ class GenRewardParams(Section):
 class DemosParams(Section):
     episodes: Positive
     noise: NonNegativeFloat  # standard deviation of the action noise while the expert approaches, in action units
+    arm_noise: (
+        NonNegativeFloat  # rad, in place of sim.arm_noise; 0 starts them from LIBERO's own resets, all at one pose
+    )
     workers: Positive
 
 
@@ -138,22 +147,35 @@ class SftParams(Section):
 class RolloutParams(Section):
     envs: Positive  # G, trajectories per group
     groups: Positive  # groups per iteration, each from an initial state of its own
+    parallel: Positive  # groups sampled side by side; the result does not depend on it
     temperature: NonNegativeFloat
     max_env_steps: NonNegative  # 0 takes the suite's own limit
     stop: Literal["first", "each"]
 
 
 class AdvantageWeights(Section):
-    a1: float
-    a2: float
+    a1: NonNegativeFloat
+    a2: NonNegativeFloat
 
 
 class AdvantageParams(Section):
-    a1: float  # weight of the step-level advantage S (eq. 6, 8)
-    a2: float  # weight of the trajectory-level advantage T (eq. 7, 8)
+    weights: Literal["manual", "auto"]  # a1 and a2 as given, or from each group's own signal-to-noise ratio
+    a1: NonNegativeFloat  # weight of the step-level advantage S (eq. 6, 8)
+    a2: NonNegativeFloat  # weight of the trajectory-level advantage T (eq. 7, 8)
     per_task: dict[str, AdvantageWeights]  # tasks with weights of their own, as in the paper's table 3
+    group_by: Literal["step", "milestone"]  # what S compares: rewards of one time step, or of one milestone
     hold_success: bool  # a trajectory that ended in success keeps its last reward until the group's end
     min_return_std: NonNegativeFloat  # groups whose returns deviate less get zero advantage and are left out
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> "AdvantageParams":
+        given: dict[str, AdvantageParams | AdvantageWeights] = {"advantage": self, **self.per_task}
+        for name, weights in given.items():
+            if weights.a1 == 0 and weights.a2 == 0:
+                raise ValueError(
+                    f"{name} has a1 = 0 and a2 = 0, so every advantage would be zero; give at least one a positive weight"
+                )
+        return self
 
     def weights_of(self, task: str) -> tuple[float, float]:
         """a1 and a2 for a task: its own where `per_task` has some."""
@@ -161,7 +183,33 @@ class AdvantageParams(Section):
         return (own.a1, own.a2) if own else (self.a1, self.a2)
 
 
+class PPOParams(Section):
+    """What only PPO has: a critic on the policy's features (arXiv:1707.06347) and GAE (arXiv:1506.02438)."""
+
+    gae_lambda: Fraction
+    value_lr: PositiveFloat
+    value_clip: (
+        NonNegativeFloat  # how far a value may move from the one it had before the update; 0: as far as it likes
+    )
+
+
+class GrapeParams(Section):
+    """What only GRAPE has: trajectory-wise preference optimisation (arXiv:2411.19309)."""
+
+    beta: PositiveFloat  # of the preference loss: how much a log-ratio counts, per trajectory
+
+
+Algo = Literal["tgrpo", "tgrpo_no_s", "tgrpo_no_t", "grpo", "reinforce", "ppo", "grape", "sft"]
+
+
 class UpdateParams(Section):
+    algo: Algo  # also decides what `tgrpo advantage` computes
+    objective: Literal["ratio", "log_prob"]  # eq. 9 (eq. 3 with a clip), or -E[A log pi]
+    schedule: Literal["step", "minibatch", "group"]  # an optimiser update per time step, per minibatch, per pass
+    max_off_policy_kl: NonNegativeFloat  # nats a token from the sampling policy; 0: only the checkpoint that sampled
+    gamma: Fraction  # discount of returns, of ppo and reinforce
+    ppo: PPOParams
+    grape: GrapeParams
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
     epochs: Positive
@@ -178,16 +226,41 @@ class UpdateParams(Section):
 
 
 class EvalParams(Section):
+    starts: Literal["official", "validation"]  # LIBERO's 50, or sampled ones that training does not use either
     episodes: Annotated[int, Field(ge=1, le=50)]
+    repeats: Positive  # times over, each with its own sampling seed; once where the policy acts greedily
     temperature: NonNegativeFloat  # 0 is greedy
     envs: Positive
     max_env_steps: NonNegative  # 0 takes the suite's own limit
     videos: NonNegative  # episodes to film
 
 
+class ValidationParams(Section):
+    """Episodes from start states of their own, neither trained on nor official, by which progress is judged."""
+
+    every: NonNegative  # iterations; 0: never, and the last checkpoint counts as the best
+    episodes: Positive
+    temperature: NonNegativeFloat
+
+
+class GuardParams(Section):
+    """When a run ends before its last iteration."""
+
+    solved: Fraction  # validation success that is good enough
+    patience: NonNegative  # validations in a row without a new best before it counts as stuck; 0: any number
+    idle: NonNegative  # iterations in a row with nothing to learn from (solved where all succeed, else stuck); 0: any number
+    max_kl: PositiveFloat  # nats a token to the reference policy
+    min_entropy: NonNegativeFloat  # nats a token of the sampled actions
+
+
 class TrainParams(Section):
     iterations: Positive
     eval_temperatures: Annotated[list[NonNegativeFloat], Field(min_length=1)]  # at which both ends are evaluated
+    keep: Literal["best", "last"]  # the checkpoint that is evaluated at the end: by validation, or the last
+    validation: ValidationParams
+    guard: GuardParams
+    tensorboard: bool  # event files in the run's folder
+    wandb: str | None  # a project of Weights & Biases to log to as well; needs the package
 
 
 class LoopStep(Section):
@@ -232,7 +305,8 @@ class Params(Section):
     loop: LoopParams
 
 
-PROFILES = Path("params")  # named profiles, beside params.yaml
+DEFAULT, CPU = Path("params.yaml"), "cpu"  # the default file is a profile too, and this is its name
+PROFILES = Path("params")  # the other profiles, by their names
 
 
 def load_params(path: Path, overrides: list[str] | None = None) -> Params:
@@ -242,11 +316,11 @@ def load_params(path: Path, overrides: list[str] | None = None) -> Params:
         ParamsError: no such file, not YAML, an unknown key, a wrong type, or a value out of range.
     """
     if not path.suffix and not path.exists():
-        path = PROFILES / f"{path}.yaml"
+        path = DEFAULT if str(path) == CPU else PROFILES / f"{path}.yaml"
     try:
         data = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        profiles = ", ".join(sorted(profile.stem for profile in PROFILES.glob("*.yaml"))) or "none here"
+        profiles = ", ".join([CPU, *sorted(profile.stem for profile in PROFILES.glob("*.yaml"))])
         raise ParamsError(
             f"{path} does not exist; run inside the project's folder or name the file with --params (profiles: {profiles})"
         ) from None

@@ -88,3 +88,7 @@ class VectorObservation:
     scene: Scene  # leading axis N
     sim_state: NDArray[np.float64]  # (N, K, S) flattened MuJoCo state: time, qpos, qvel
     env_steps: NDArray[np.int64]  # (N,) environment steps run for this decision, 0..K
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> "VectorObservation":
+        """What some of the environments show."""
+        return VectorObservation(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})

@@ -73,6 +73,10 @@ def open_checkpoint(params: Params, checkpoint: Path) -> tuple[Params, Path]:
         ArtifactError, TgrpoError: see `locate` and `read_checkpoint`.
     """
     checkpoint = locate(checkpoint)
+    if not checkpoint.exists():
+        from stages.sim.tasks import load_task
+
+        load_task(params.task)  # where the checkpoint is named after a task, it is the task that may be none
     made_for = read_checkpoint(checkpoint).details
     if not made_for.get("published") or not _unfit(params, made_for):
         return params, checkpoint

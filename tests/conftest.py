@@ -14,7 +14,12 @@ import pytest
 from stages.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
-SHORT = ("rollout.max_env_steps=24", "eval.max_env_steps=24", "eval.videos=0")  # 6 decisions an episode
+SHORT = (  # 6 decisions an episode
+    "rollout.max_env_steps=24",
+    "eval.max_env_steps=24",
+    "eval.videos=0",
+    "train.validation.episodes=1",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ def params() -> Params:
 @pytest.fixture
 def embedded() -> Path:
     """The base checkpoint that the repository ships."""
-    return ROOT / load_params(ROOT / "params.yaml").policy.base
+    params = load_params(ROOT / "params.yaml")
+    return ROOT / params.policy.base_of(params.task)
 
 
 @pytest.fixture

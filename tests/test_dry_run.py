@@ -143,7 +143,7 @@ def test_the_embedded_policy(params: Params, monkeypatch: pytest.MonkeyPatch) ->
     assert [check.severity for check in lines.values()] == [OK] * 4
     assert "0.5 million parameters, 2.1 MiB" in lines["policy"].found
     assert "nothing to download" in lines["policy"].found
-    assert "14 iterations" in lines["time, roughly"].found
+    assert f"{params.train.iterations} iterations" in lines["time, roughly"].found
 
 
 def test_a_base_that_is_nowhere(params: Params, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_base_that_is_nowhere(params: Params, tmp_path: Path) -> None:
 )
 def test_params_that_name_nothing_are_a_line_of_the_report(params: Params, change: dict[str, str], says: str) -> None:
     policy = params.policy.model_copy(
-        update={"device": change.get("device", "cpu"), "base": str(ROOT / params.policy.base)}
+        update={"device": change.get("device", "cpu"), "base": str(ROOT / params.policy.base_of(params.task))}
     )
     params = params.model_copy(update={"policy": policy, "task": change.get("task", params.task)})
     last = list(examine_policy(params))[-1]

@@ -69,7 +69,7 @@ def act(path: Path, size: int = 96) -> np.ndarray:
 def test_the_export_acts_as_the_adapter_and_not_as_the_base(
     params: Params, data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    base, out = data / "embedded" / "openvla-tiny-butter", tmp_path / "out"
+    base, out = data / "embedded" / "openvla-tiny" / "libero_object" / "6", tmp_path / "out"
     handle = stage.export(params, checkpoint, out=out)
     assert (handle.kind, handle.task, handle.path) == ("checkpoint", "libero_object/6", out)
     assert (handle.extra["frames"], handle.extra["tokens"], handle.extra["tokens_equal"]) == (12, 168, 168)
@@ -113,7 +113,7 @@ def test_a_wrong_scale_is_caught_and_nothing_is_left(
 def small_change(params: Params, data: Path, tmp_path: Path, dtype: torch.dtype) -> Path:
     """An adapter that leaves nine tokens of ten as they were, on a base in `dtype`."""
     base, adapter = tmp_path / "base", tmp_path / "adapter"
-    shutil.copytree(data / "embedded" / "openvla-tiny-butter", base)
+    shutil.copytree(data / "embedded" / "openvla-tiny" / "libero_object" / "6", base)
     state = load_file(base / "model.safetensors")
     save_file({name: tensor.to(dtype) for name, tensor in state.items()}, base / "model.safetensors", {"format": "pt"})
     policy = VLAPolicy.load(base, "cpu")
@@ -155,7 +155,7 @@ def test_frames_are_asked_for_where_there_are_none(
     alone = tmp_path / "elsewhere" / "checkpoint"
     shutil.copytree(checkpoint, alone)
     config = json.loads((alone / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(data / "embedded" / "openvla-tiny-butter")
+    config["base_model_name_or_path"] = str(data / "embedded" / "openvla-tiny" / "libero_object" / "6")
     (alone / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="name a group with --frames"):
         stage.export(params, alone, out=tmp_path / "out")
@@ -164,7 +164,7 @@ def test_frames_are_asked_for_where_there_are_none(
 
 def test_what_cannot_be_exported_is_refused(params: Params, data: Path, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a whole model already"):
-        stage.export(params, data / "embedded" / "openvla-tiny-butter", out=tmp_path / "out")
+        stage.export(params, data / "embedded" / "openvla-tiny" / "libero_object" / "6", out=tmp_path / "out")
     (tmp_path / "taken").mkdir()
     with pytest.raises(ArtifactError, match="exists already"):
         stage.export(params, checkpoint, out=tmp_path / "taken")
@@ -238,7 +238,7 @@ def test_adapters_that_are_no_plain_lora_are_refused(
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | changes))
     with pytest.raises(ArtifactError, match=message):
-        merged(data / "embedded" / "openvla-tiny-butter", adapter, tmp_path / "out")
+        merged(data / "embedded" / "openvla-tiny" / "libero_object" / "6", adapter, tmp_path / "out")
 
 
 def test_an_adapter_for_other_weights_is_refused(checkpoint: Path, tmp_path: Path) -> None:

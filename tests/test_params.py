@@ -63,7 +63,7 @@ def test_a_broken_chain_of_iterations_is_refused(tmp_path: Path) -> None:
 def test_a_profile_is_named_without_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert load_params(Path("openvla-7b")) == load_params(ROOT / "params" / "openvla-7b.yaml")
-    with pytest.raises(ParamsError, match=r"params/openvla-8b.yaml does not exist.*profiles: openvla-7b"):
+    with pytest.raises(ParamsError, match=r"params/openvla-8b.yaml does not exist.*profiles: cpu, openvla-7b"):
         load_params(Path("openvla-8b"))
 
 

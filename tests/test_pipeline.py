@@ -32,7 +32,7 @@ def test_the_pipe_as_typed(tgrpo: Tgrpo, project: Path) -> None:
     assert done.returncode == 0, done.stderr
     handle = json.loads(done.stdout)
     assert handle["kind"] == "checkpoint" and handle["iteration"] == 1
-    assert handle["parent"] == "data/embedded/openvla-tiny-butter"
+    assert handle["parent"] == "data/embedded/openvla-tiny/libero_object/6"
     groups = sorted((project / "data" / "groups").glob("*.zarr"))
     assert [path.name for path in groups] == ["0001.zarr", "0002.zarr"]
 
@@ -101,7 +101,7 @@ def test_inputs_that_do_not_belong_together_are_refused(tgrpo: Tgrpo, project: P
 
     weighed = tgrpo("advantage", "--out", "data/a.zarr", stdin=group.out)
     assert weighed.code == 0, weighed.err
-    shutil.copytree(ROOT / "data" / "embedded" / "openvla-tiny-butter", project / "other")
+    shutil.copytree(ROOT / "data" / "embedded" / "openvla-tiny" / "libero_object" / "6", project / "other")
     (project / "other" / "note").write_text("another checkpoint")
     mismatch = tgrpo("update", "data/a.zarr", "--checkpoint", "other")
     assert mismatch.code == 1 and "is not the checkpoint that sampled" in mismatch.err

@@ -18,7 +18,7 @@ from stages.describe import describe
 from stages.errors import ArtifactError, MismatchError, SimulatorError
 from stages.params import load_params
 from stages.replay import film, replay
-from stages.rollout import sample_group
+from stages.sampling import Wanted, sample_groups
 from stages.sim.backends import choose_backend
 from stages.sim.env import LiberoEnv
 from stages.store.groups import open_group, write_group
@@ -30,7 +30,7 @@ from tests.sim.sample import LIBERO_ASSETS
 
 Tgrpo = Callable[..., Run]
 PARAMS = load_params(ROOT / "params.yaml", [*SHORT, "rollout.envs=2", "demos.episodes=1", "demos.workers=1"])
-BASE = ROOT / PARAMS.policy.base
+BASE = ROOT / PARAMS.policy.base_of(PARAMS.task)
 
 
 class Notes:
@@ -55,7 +55,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_env(PARAMS, 2) as env:
         reward = task_reward(PARAMS, env.object_names)
         policy = open_policy(PARAMS, BASE)
-        sample_group(policy, env, reward, PARAMS, iteration=1, index=0, inputs={}, out=path)
+        list(sample_groups(policy, env, reward, PARAMS, [Wanted(0, path, {})], iteration=1))
     return path
 
 
@@ -307,7 +307,7 @@ def incomplete(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path,
 
     with open_env(params, 2) as env, pytest.raises(SimulatorError) as caught:
         reward = task_reward(params, env.object_names)
-        sample_group(Killer(), env, reward, params, iteration=1, index=0, inputs={}, out=out)  # type: ignore[arg-type]
+        list(sample_groups(Killer(), env, reward, params, [Wanted(0, out, {})], iteration=1))  # type: ignore[arg-type]
     assert not out.exists()
     yield out.with_name("g.incomplete.zarr"), str(caught.value)
 
@@ -363,7 +363,7 @@ def test_the_command_line(copy: Path, tgrpo: Tgrpo, project: Path) -> None:
         (["GROUP", "GROUP", "--render", "g.mp4"], 2, "2 groups are given"),
         (["GROUP", "--size", "64"], 2, "--render OUT.mp4"),
         (["GROUP", "--trajectory", "2"], 2, "no trajectory 2; expected 0 to 1"),
-        (["data/embedded/openvla-tiny-butter"], 2, "of kind 'checkpoint'"),
+        (["data/embedded/openvla-tiny/libero_object/6"], 2, "of kind 'checkpoint'"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -45,6 +45,7 @@ def command(
         task=task,
         seed=seed,
     )
+    start = checkpoint or Path(resolved.policy.base_of(resolved.task))
     show = HandlePrinter()
-    for handle in rollout(resolved, checkpoint or Path(resolved.policy.base), reward, out, reporter(), overwrite=force):
+    for handle in rollout(resolved, start, reward, out, reporter(), overwrite=force):
         show(handle)

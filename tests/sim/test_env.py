@@ -115,7 +115,7 @@ def test_sampled_starts_are_drawn_as_the_official_ones(env: LiberoEnv) -> None:
         hands.append(env.proprio()[:6])
     official, sampled = np.split(np.array(hands), 2)
     spread = sampled.std(axis=0) / official.std(axis=0)
-    assert (0.4 < spread).all() and (spread < 2.5).all()  # 12 draws; without noise 0, with the hand left askew 20
+    assert (spread > 0.4).all() and (spread < 2.5).all()  # 12 draws; without noise 0, with the hand left askew 20
     still = LiberoEnv(TASK, SIM.model_copy(update={"arm_noise": 0.0}), resolve_assets(SIM))
     alike, places = [], []
     for seed in (0, 1):
