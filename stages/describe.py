@@ -66,6 +66,7 @@ def _group(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _advantages(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     return {
+        "algo": record["algo"],
         "a1": record["a1"],
         "a2": record["a2"],
         "used": record["used"],
@@ -88,8 +89,12 @@ def _agreement(compared: Mapping[str, Any] | None) -> dict[str, int]:
 
 
 def _evaluation(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    summary = json.loads((path / "summary.json").read_text())
-    fields = ("successes", "episodes", "success_rate", "low", "high", "temperature")
+    if record["details"].get("incomplete"):  # the simulator crashed too often: there is no rate to tell
+        episodes = json.loads((path / "episodes.json").read_text())
+        crashes = sum(episode["crashed"] for episode in episodes)
+        return {"incomplete": True, "crashes": crashes, "played": len(episodes)} | _links(path, record, "checkpoint")
+    summary = {"crashes": 0, "repeats": 1, "starts": "official"} | json.loads((path / "summary.json").read_text())
+    fields = ("successes", "episodes", "success_rate", "low", "high", "crashes", "temperature", "repeats", "starts")
     return {name: _rounded(summary[name]) for name in fields} | _links(path, record, "checkpoint")
 
 
@@ -99,6 +104,9 @@ def _evaluation_pair(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "iterations": summary["iterations"],
         "before": [_rounded(evaluation["success_rate"]) for evaluation in summary["before"]],
         "after": [_rounded(evaluation["success_rate"]) for evaluation in summary["after"]],
+        "p": [_rounded(row["p"]) for row in summary["comparison"]],
+        "ending": summary["ending"]["kind"],
+        "kept": summary["kept"],
     }
 
 

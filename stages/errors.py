@@ -31,3 +31,9 @@ class MismatchError(TgrpoError):
 
 class SimulatorError(TgrpoError):
     """The simulator cannot start or broke: a refused version, no renderer, missing assets, a dead worker."""
+
+    environment: int | None = None  # which one of a `VectorEnv` broke, where the failure is one environment's own
+
+
+class DivergedError(TgrpoError):
+    """Learning left the finite numbers. What is on disk is untouched; the policy in memory may have moved."""

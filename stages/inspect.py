@@ -1,6 +1,7 @@
 """`tgrpo inspect`: any artifact -> what it holds, as lines of text; for a group also a picture, and a film on request."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from stages.describe import describe
 from stages.errors import ArtifactError, TgrpoError, UsageError
+from stages.lineage import TRAINED_ON
 from stages.params import Params
 from stages.store.advantages import Advantages, open_advantages
 from stages.store.artifacts import find_partials
@@ -114,7 +116,7 @@ def _group(path: Path, picture: Path | None) -> Iterator[str]:
     yield from table(header, rows)
     yield ""
     if weighed:
-        yield f"advantages  {weighed.path} (a1 {weighed.attrs.a1:g}, a2 {weighed.attrs.a2:g})"
+        yield f"advantages  {weighed.path} ({weighed.attrs.formula})"
     from stages.pictures import plot_group
 
     picture = picture or path.with_suffix(".png")
@@ -138,8 +140,8 @@ def _find_advantages(group: Group) -> Advantages | None:
 
 def _advantages(advantages: Advantages) -> Iterator[str]:
     a = advantages.attrs
-    used = "used" if a.used else "left out: the returns do not differ enough"
-    yield f"of {resolve_reference(a.inputs['group'], advantages.path)}, {a.a1:g} S + {a.a2:g} T, {used}"
+    used = "used" if a.used else f"left out: {a.left_out}"
+    yield f"of {resolve_reference(a.inputs['group'], advantages.path)}, {a.formula}, {used}"
     yield ""
     mask = advantages.mask
     rows = [
@@ -160,7 +162,7 @@ def _advantages(advantages: Advantages) -> Iterator[str]:
 def _manifest(path: Path, handle: Handle) -> Iterator[str]:
     manifest = read_manifest(path, handle.kind)
     for name, value in {**manifest.details, **handle.extra}.items():
-        yield f"{name}  {json.dumps(value)}"
+        yield f"{name}  {_count_states(value) if name == TRAINED_ON else json.dumps(value)}"
     for name, recorded in manifest.inputs.items():
         if not name.startswith(("advantages_", "demonstration_")):
             yield f"{name}  {recorded['path']} ({recorded['digest'][:12]})"
@@ -170,12 +172,18 @@ def _manifest(path: Path, handle: Handle) -> Iterator[str]:
     if history.exists():
         lines = [line.split(",") for line in history.read_text().splitlines()]
         yield ""
-        yield from table(lines[0], [[float(cell) for cell in line] for line in lines[1:]])
+        yield from table(lines[0], [[float(cell) if cell else None for cell in line] for line in lines[1:]])
     episodes = path / "episodes.json"
     if episodes.exists():
         rows = json.loads(episodes.read_text())
         yield ""
         yield from table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _count_states(states: Sequence[str]) -> str:
+    """`84 sampled, 2 official start states`."""
+    counts = Counter(state.split("/")[0] for state in states)
+    return ", ".join(f"{number} {source}" for source, number in counts.most_common()) + " start states"
 
 
 def _folder(path: Path) -> Iterator[str]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stages.describe import describe
 from stages.errors import MismatchError, UsageError
+from stages.lineage import TRAINED_ON, trained_on
 from stages.params import Params
 from stages.policy.policy import VLAPolicy
 from stages.reporting import Reporter, Silent
@@ -154,6 +155,7 @@ def sft(
                     "action_repeat": first.action_repeat,
                     "assets": first.params["assets"],
                     "decisions": len(action),
+                    TRAINED_ON: trained_on(groups),
                     "final_loss": round(float(np.mean(losses[-50:])), 6),
                 },
             ),

@@ -48,6 +48,7 @@ class TokenScores:
     log_prob: Tensor  # (B, A) of each recorded token, in nats
     entropy: Tensor  # (B, A), in nats
     log_probs_all: Tensor  # (B, A, 256) in the order of the token ids
+    state: Tensor  # (B, hidden_size) last hidden state before the first action token, which has seen no token; detached
 
 
 class VLAPolicy:
@@ -235,6 +236,7 @@ class VLAPolicy:
         instruction: str,
         temperature: float,
         generator: torch.Generator | None = None,
+        uniform: Tensor | None = None,
     ) -> Acted:
         """Decides for N observations of one task.
 
@@ -244,8 +246,13 @@ class VLAPolicy:
             instruction: the task's language.
             temperature: of sampling; 0 takes the most likely token.
             generator: a CPU generator; the same state gives the same tokens. None draws from torch's global one.
+            uniform: (N, 7) float64 in [0, 1), the draws themselves in place of a generator's, so that every observation can
+                have a random stream of its own. Not read at temperature 0.
         """
-        uniform = torch.rand(len(images), ACTION_DIM, dtype=torch.float64, generator=generator) if temperature else None
+        if not temperature:
+            uniform = None
+        elif uniform is None:
+            uniform = torch.rand(len(images), ACTION_DIM, dtype=torch.float64, generator=generator)
         decided = self.engine().decide(
             self._prepared(images).pixels,
             self._normalized(proprio),
@@ -306,7 +313,8 @@ class VLAPolicy:
         # In float32: near 10, logits in bfloat16 are 1/16 apart.
         logits = F.linear(hidden.float(), head_rows(self.model.language_model.lm_head, self.token_ids).float())
         every = F.log_softmax(logits / temperature, dim=-1)
-        return TokenScores(every.gather(-1, index.unsqueeze(-1)).squeeze(-1), entropy_of(every), every)
+        log_prob = every.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        return TokenScores(log_prob, entropy_of(every), every, hidden[:, 0].detach())
 
     def loss(
         self,

@@ -79,9 +79,14 @@ class VectorEnv:
         self.restarts = 0
         self._timeout = sim.timeout_s
         self._max_restarts = sim.max_restarts
+        self._sim = sim.model_copy(update={"renderer": choose_backend(sim.renderer)})
+        self._start()
+
+    def _start(self) -> None:
+        """Builds the environment once and forks all workers, none of which has begun an episode."""
+        num_envs = self.num_envs
         self._slots = [_Slot(index) for index in range(num_envs)]
-        decided = sim.model_copy(update={"renderer": choose_backend(sim.renderer)})
-        self._nursery = Nursery(task, decided, self.assets, draw=num_envs > 1)
+        self._nursery = Nursery(self.task, self._sim, self.assets, draw=num_envs > 1)
         self._shut = weakref.finalize(self, _shut_down, os.getpid(), self._nursery, self._slots)
         try:
             built = self._nursery.start()
@@ -156,6 +161,15 @@ class VectorEnv:
         self._run(requests)
         return observation(self._rows)
 
+    def restart(self) -> None:
+        """Starts all environments anew, after a failure has closed them too; each needs a reset before its next step.
+
+        Raises:
+            SimulatorError: the simulator cannot start, or there is no memory for so many.
+        """
+        self.close()
+        self._start()
+
     def close(self) -> None:
         """Ends all processes and waits for them. May be called twice."""
         self._shut()
@@ -216,6 +230,9 @@ class VectorEnv:
                 return
             except Lost as error:
                 lost = error
+            except SimulatorError as error:
+                error.environment = slot.index
+                raise
 
     def _await(self, waiting: selectors.BaseSelector) -> None:
         """Waits for the next answers and goes on with their jobs; without any, one that is silent for too long is lost."""
@@ -231,7 +248,10 @@ class VectorEnv:
             except Lost as error:
                 lost = error
             except TgrpoError as error:
-                raise type(error)(f"{self._name(slot.index)}: {error}") from None
+                failure = type(error)(f"{self._name(slot.index)}: {error}")
+                if isinstance(failure, SimulatorError):
+                    failure.environment = slot.index
+                raise failure from None
             self._go_on(waiting, slot, job, lost)
         if answers:  # what came while this process was busy, or stopped, goes before any time-out
             return

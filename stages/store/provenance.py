@@ -29,6 +29,7 @@ MADE_BY = {
     "reward": ("gen-reward",),
     "demos": ("demos",),
     "eval": ("eval",),
+    "episodes": ("eval",),
     "train": ("train",),
 }
 
@@ -207,6 +208,6 @@ def require_kind(path: Path, provenance: Mapping[str, Any], kind: str, version: 
 
 
 def _a(kind: str) -> str:
-    if kind in ("advantages", "demos"):
+    if kind in ("advantages", "demos", "episodes"):
         return kind
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -45,6 +45,19 @@ def test_scores_of_sampled_tokens_equal_the_recorded_ones(
     np.testing.assert_allclose(scores.log_probs_all.exp().sum(-1).detach().numpy(), 1.0, atol=1e-5)
 
 
+def test_given_draws_decide_as_the_generator_that_draws_them(policy: VLAPolicy) -> None:
+    images, proprio = observations(3)
+    draws = torch.rand(3, 7, dtype=torch.float64, generator=generator(4))
+    given = policy.act(images, proprio, INSTRUCTION, 1.0, uniform=draws)
+    np.testing.assert_array_equal(given.tokens, policy.act(images, proprio, INSTRUCTION, 1.0, generator(4)).tokens)
+    # A row depends on its own draws alone, and greedy acting on none.
+    other = policy.act(images, proprio, INSTRUCTION, 1.0, uniform=torch.cat([draws[:1], draws[[2, 1]]]))
+    np.testing.assert_array_equal(other.tokens[0], given.tokens[0])
+    assert (other.tokens[1:] != given.tokens[1:]).any()
+    greedy = policy.act(images, proprio, INSTRUCTION, 0.0, uniform=draws)
+    np.testing.assert_array_equal(greedy.tokens, policy.act(images, proprio, INSTRUCTION, 0.0).tokens)
+
+
 def test_cached_decoding_equals_the_plain_forward(policy: VLAPolicy) -> None:
     """Greedy tokens, found again one position at a time by the whole model's logits without a cache."""
     images, proprio = observations(2)

@@ -288,11 +288,26 @@ def test_too_many_losses_end_it_and_say_why() -> None:
             r"^environment 1 of libero_object/6 died \(killed by SIGKILL\) after 1 decision, and was lost 2 times in"
             r" this episode, with sim\.max_restarts=1; .*try fewer envs$"
         )
-        with pytest.raises(SimulatorError, match=expected):
+        with pytest.raises(SimulatorError, match=expected) as caught:
             vector.step(np.zeros((2, 7)))
+        assert caught.value.environment == 1
         assert _wait_until_gone(pids)
         with pytest.raises(SimulatorError, match="are closed"):
             vector.reset(STARTS)
+
+
+def test_restarted_environments_are_as_new(undisturbed: list[VectorObservation]) -> None:
+    with VectorEnv(TASK, 2, SIM.model_copy(update={"max_restarts": 0})) as vector:
+        vector.reset(STARTS[::-1])
+        before = _pids(vector)
+        _lose(vector, "worker killed")
+        with pytest.raises(SimulatorError, match="environment 1"):
+            vector.step(np.zeros((2, 7)))
+        vector.restart()
+        with pytest.raises(ValueError, match="before its first reset"):
+            vector.step(np.zeros((2, 7)))
+        _same(_episode(vector), undisturbed)
+        assert not any(map(_alive, before))
 
 
 def test_another_outcome_of_the_same_actions_is_refused() -> None:
