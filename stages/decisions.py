@@ -7,27 +7,37 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.algo.losses import decision_weights
+from stages.algo.objectives import decision_weights
 from stages.errors import MismatchError
+from stages.recipe import averages_trajectories, needs_all_decisions
 from stages.store.advantages import Advantages
 from stages.store.groups import Group
 
 if TYPE_CHECKING:
     from stages.policy.images import PreparedImages
 
+OF_ALL = ("instruction", "temperature", "hold_success")  # fields of `Decisions` that are no columns
+
 
 @dataclass(frozen=True)
 class Decisions:
-    """B decisions of one instruction, sampled at one temperature."""
+    """B decisions of one instruction, sampled at one temperature, by group, trajectory and step."""
 
     image: "NDArray[np.uint8] | PreparedImages"  # (B, H, W, 3), or what the policy made of them
     proprio: NDArray[np.float32]  # (B, 8)
     action_token: NDArray[np.int64]  # (B, 7)
     log_prob: NDArray[np.float32]  # (B, 7) as recorded
-    advantage: NDArray[np.float32]  # (B,) not zero
+    advantage: NDArray[np.float32]  # (B,) not zero, or not known yet (ppo, grape)
     weight: NDArray[np.float32]  # (B,) of each decision in the objective, see `gather_decisions`
+    step: NDArray[np.int64]  # (B,) its t within the trajectory
+    trajectory: NDArray[np.int64]  # (B,) counted over all groups of the update
+    group: NDArray[np.int64]  # (B,) counted over the groups in use
+    reward: NDArray[np.float32]  # (B,) of the state after it
+    success: NDArray[np.bool_]  # (B,) the goal holds after it
+    returns: NDArray[np.float64]  # (B,) of its trajectory, as its advantages artifact has it
     instruction: str
     temperature: float
+    hold_success: bool  # whether a trajectory that ended in success goes on earning its last reward
 
     def __len__(self) -> int:
         return len(self.advantage)
@@ -35,20 +45,19 @@ class Decisions:
     def take(self, rows: NDArray[np.int64]) -> "Decisions":
         """The decisions at `rows`, in that order."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(
-            self,
-            **{name: column[rows] for name, column in columns.items() if name not in ("instruction", "temperature")},
-        )
+        return replace(self, **{name: column[rows] for name, column in columns.items() if name not in OF_ALL})
 
 
 def gather_decisions(pairs: Sequence[tuple[Group, Advantages]], token_ids: range) -> Decisions | None:
     """Collects the decisions to learn from: taken, of a group in use, and with an advantage that is not exactly zero.
 
-    A decision without advantage would cost as much as any other and pull through the KL alone. The weights are those of
-    `decision_weights` over all decisions of the groups in use, times the share that is left: the mean of w x over the
+    A decision without advantage would cost as much as any other and pull through the KL alone. Only `ppo` and `grape`, which
+    find their advantages while they update, take all. The weights are those of `decision_weights` over all decisions of the
+    groups in use, or one for each (`recipe.averages_trajectories`), times the share that is left: the mean of w x over the
     decisions that are left is then the same objective as if the others had been there with x = 0.
 
     Args:
+        pairs: groups and their advantages, all of one `update.algo`.
         token_ids: the ids among which the policy chooses.
 
     Returns:
@@ -64,14 +73,19 @@ def gather_decisions(pairs: Sequence[tuple[Group, Advantages]], token_ids: range
     first = used[0][0]
     for group, _ in used:
         _refuse_misfit(group, first)
+    algo = used[0][1].attrs.algo
     taken = [advantages.mask for _, advantages in used]
-    chosen = [mask & (advantages.advantage != 0) for mask, (_, advantages) in zip(taken, used, strict=True)]
+    chosen = [
+        mask if needs_all_decisions(algo) else mask & (advantages.advantage != 0)
+        for mask, (_, advantages) in zip(taken, used, strict=True)
+    ]
     left = sum(int(mask.sum()) for mask in chosen)
     if not left:
         return None
-    weights = decision_weights(np.concatenate([mask.sum(1) for mask in taken]))
-    weights *= left / sum(int(mask.sum()) for mask in taken)
-    by_group = np.split(weights, np.cumsum([len(mask) for mask in taken])[:-1])
+    lengths = np.concatenate([mask.sum(1) for mask in taken])
+    weights = decision_weights(lengths) if averages_trajectories(algo) else np.ones(len(lengths))
+    weights *= left / lengths.sum()
+    of_each = np.concatenate([mask.sum(1) for mask in chosen])  # decisions that are left of each trajectory
 
     def column(name: str) -> NDArray:
         return np.concatenate([group[name][:][mask] for (group, _), mask in zip(used, chosen, strict=True)])
@@ -91,11 +105,16 @@ def gather_decisions(pairs: Sequence[tuple[Group, Advantages]], token_ids: range
         advantage=np.concatenate(
             [advantages.advantage[mask] for (_, advantages), mask in zip(used, chosen, strict=True)]
         ).astype(np.float32),
-        weight=np.concatenate(
-            [np.broadcast_to(w[:, None], mask.shape)[mask] for w, mask in zip(by_group, chosen, strict=True)]
-        ).astype(np.float32),
+        weight=np.repeat(weights, of_each).astype(np.float32),
+        step=np.concatenate([np.nonzero(mask)[1] for mask in chosen]),
+        trajectory=np.repeat(np.arange(len(of_each)), of_each),
+        group=np.repeat(np.arange(len(chosen)), [int(mask.sum()) for mask in chosen]),
+        reward=column("reward"),
+        success=column("success"),
+        returns=np.repeat(np.concatenate([advantages.returns for _, advantages in used]), of_each),
         instruction=first.attrs.instruction,
         temperature=first.attrs.temperature,
+        hold_success=bool(used[0][1].attrs.params["advantage"]["hold_success"]),
     )
 
 

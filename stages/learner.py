@@ -1,9 +1,13 @@
-"""The learner: TGRPO's objective over decisions, in minibatches of one AdamW step and passes that fit the memory."""
+"""The learner: an algorithm's objective over decisions, in optimiser updates and passes that fit the memory.
+
+`recipe` says what is minimised, `batches` in which portions. All of them run through one loss, `policy_loss`; PPO's critic
+(`actor_critic`) and GRAPE's pairs (`preferences`) only give it other advantages.
+"""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,13 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.algo.losses import LossStats, kl_exact, kl_k1, kl_k3, tgrpo_loss
+from stages.actor_critic import ActorCritic
+from stages.algo.kl import kl_exact, kl_k1, kl_k3
+from stages.algo.losses import LossStats, policy_loss
+from stages.batches import Batch, batches
 from stages.decisions import Decisions
-from stages.errors import MismatchError, ParamsError, TgrpoError
+from stages.errors import DivergedError, MismatchError, ParamsError, TgrpoError
 from stages.params import UpdateParams
+from stages.policy.critic import Critic
 from stages.policy.memory import batch_cost, free_bytes
+from stages.preferences import Preferences
+from stages.recipe import recipe_of, remarks
 from stages.reporting import Reporter, Silent
 from stages.sim.memory import available_bytes
+from stages.tally import Tally
 
 if TYPE_CHECKING:
     from stages.policy.policy import TokenScores, VLAPolicy
@@ -30,6 +41,7 @@ GIB = 2**30
 KEPT_REFERENCE = GIB  # bytes of the reference's log-probs kept in host memory; more are computed again when needed
 # Decisions scored together without gradients, and checked before the first step, where minibatches have fewer.
 AHEAD = 32
+AFTER = 64  # decisions, evenly spaced, by which the policy is judged once the update is done
 
 # How far recorded log-probs may lie from those of the same weights and images scored again, in nats: on average, and at
 # most. Acting adds in another order (a cache, merged or joined weights). In float32 that shows in the fifth digit; in
@@ -38,10 +50,10 @@ TOLERANCE = {torch.float32: (1e-3, 1e-3), torch.bfloat16: (0.1, 1.0)}
 
 
 class Learner:
-    """The policy's trainable weights and their AdamW state, carried from iteration to iteration."""
+    """The policy's trainable weights and their AdamW state, and PPO's critic, carried from iteration to iteration."""
 
-    def __init__(self, policy: "VLAPolicy", params: UpdateParams) -> None:
-        """Takes up a policy whose adapter is trainable.
+    def __init__(self, policy: "VLAPolicy", params: UpdateParams, critic: Critic | None = None) -> None:
+        """Takes up a policy whose adapter is trainable, and for `update.algo=ppo` a critic.
 
         Raises:
             ParamsError: an adapter with dropout, or a policy in another dtype than float32 and bfloat16.
@@ -65,6 +77,11 @@ class Learner:
             weight_decay=params.weight_decay,
             betas=(0.9, 0.999),
         )
+        if (params.algo == "ppo") != (critic is not None):
+            raise ValueError("a critic is for ppo, and ppo needs one")
+        self.actor_critic = ActorCritic(critic.to(policy.device), params) if critic is not None else None
+        self._recipe = recipe_of(params)
+        self._remarks = remarks(params)  # until they are said
         self._micro_batch = params.micro_batch  # decisions a pass; 0 until it is found
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -91,62 +108,117 @@ class Learner:
             self._optimizer.state[by_name[name]][entry] = value.to(device, copy=True)
 
     def update(self, decisions: Decisions, seed: int, reporter: Reporter | None = None) -> dict[str, float]:
-        """Takes `epochs` passes over the decisions in minibatches; returns the means of the `LossStats`.
+        """Goes through the decisions as the recipe says; returns the `history.UPDATE_COLUMNS` that apply.
 
-        A minibatch is cut into parts of at most `micro_batch` decisions whose gradients add up to its own, so memory
-        bounds the parts and the result depends on them by rounding only; a minibatch in one part is computed as it is.
+        A batch is cut into parts of at most `micro_batch` decisions whose gradients add up to its own, so memory bounds the
+        parts and the result depends on them by rounding only; a batch in one part is computed as it is.
 
         Raises:
-            MismatchError: the policy does not give the recorded log-probs back, so it is not the one that sampled.
-            TgrpoError: the loss is not finite, or the memory does not hold one decision.
+            MismatchError: the policy does not give the recorded log-probs back, so it is not the one that sampled; or with
+                `max_off_policy_kl`, it is farther than that from the one that did.
+            DivergedError: the loss or a gradient is not finite.
+            TgrpoError: the memory does not hold one decision.
         """
         reporter = reporter or Silent()
-        p = self._params
-        generator = torch.Generator().manual_seed(seed)
+        while self._remarks:
+            reporter.note(self._remarks.pop(0))
         if isinstance(decisions.image, np.ndarray):
-            decisions = replace(decisions, image=self.policy.prepare(decisions.image))  # once for all epochs
+            decisions = replace(decisions, image=self.policy.prepare(decisions.image))  # once for all passes
         self._micro_batch = self._micro_batch or self._fitting_micro_batch(decisions, reporter)
+        decisions, checked = self._weighed(decisions, reporter)
         reference = self._within_memory(partial(self._references, decisions), len(decisions), reporter)
-        minibatches = -(-len(decisions) // p.minibatch)
-        history: list[LossStats] = []
-        grad_norms: list[float] = []
-        started, done = time.perf_counter(), 0
-        with reporter.bar("update", p.epochs * minibatches) as advance:
-            for _ in range(p.epochs):
-                order = torch.randperm(len(decisions), generator=generator).numpy()
-                for rows in np.array_split(order, minibatches):
-                    stats, log_prob = self._within_memory(
-                        partial(self._accumulate, decisions, rows, reference), len(rows), reporter
-                    )
-                    if not history:
-                        more = order[len(rows) : AHEAD]
-                        log_prob = torch.cat([log_prob, self._log_probs(decisions, more)])
-                        self._check_on_policy(log_prob, decisions.log_prob[order[: len(log_prob)]])
-                    if not np.isfinite(stats.loss):
-                        raise TgrpoError(
-                            f"the loss became {stats.loss} after {len(history)} updates; the last checkpoint is "
-                            "untouched: lower update.lr or update.max_grad_norm"
-                        )
-                    norm = torch.nn.utils.clip_grad_norm_([q for _, q in self._named], p.max_grad_norm)
-                    self._optimizer.step()
-                    history.append(stats)
-                    grad_norms.append(norm.item())
-                    done += len(rows)
-                    speed = done / (time.perf_counter() - started)
-                    advance(1, f"kl {stats.kl:.4f}, clip fraction {stats.clip_fraction:.2f}, {speed:.0f} decisions/s")
-        means = {f.name: float(np.mean([getattr(stats, f.name) for stats in history])) for f in fields(LossStats)}
-        return means | {"grad_norm": float(np.mean(grad_norms)), "updates": float(len(history))}
+        preferences = self._preferences(decisions, reporter)
+        if preferences is not None:
+            decisions = preferences.decisions
+        plan = self._plan(decisions, seed)
+        tally = Tally(self._recipe.per)
+        started = time.perf_counter()
+        with reporter.bar("update", len(plan)) as advance:
+            for batch in plan:
+                rows, weighed = batch.rows, decisions
+                if preferences is not None:
+                    present = self._within_memory(partial(self._log_probs, decisions, rows), len(rows), reporter)
+                    weighed = preferences.weigh(rows, present.sum(dim=1).numpy())
+                stats, log_prob = self._within_memory(
+                    partial(self._accumulate, weighed, batch, reference), len(rows), reporter
+                )
+                if not checked:
+                    order = np.concatenate([other.rows for other in plan])[: len(decisions)]
+                    ahead = torch.cat([log_prob, self._log_probs(decisions, order[len(rows) : AHEAD])])
+                    self._check_on_policy(ahead, decisions.log_prob[order[: len(ahead)]])
+                    checked = True
+                if preferences is not None:
+                    stats = replace(stats, loss=preferences.last.loss)
+                tally.add(stats, self._step(stats.loss, tally.updates), log_prob, decisions.log_prob[rows])
+                speed = tally.decisions / (time.perf_counter() - started)
+                advance(1, f"kl {stats.kl:.4f}, clip fraction {stats.clip_fraction:.2f}, {speed:.0f} decisions/s")
+        ended = self._within_memory(partial(self._judge, decisions, reference), len(decisions), reporter)
+        self._refuse_divergence("KL to the reference", ended["kl_end"], tally.updates)
+        found = tally.means() | ended
+        if self._recipe.beta == 0:
+            del found["kl"]
+        if self.actor_critic is not None:
+            found["explained_variance"] = self.actor_critic.explained_variance
+        if preferences is not None:
+            found["preference_accuracy"] = preferences.accuracy
+        return found
 
-    def _accumulate(
-        self, decisions: Decisions, rows: NDArray[np.int64], reference: References
-    ) -> tuple[LossStats, Tensor]:
-        """Leaves the gradient of one minibatch in the parameters; returns its statistics and log-probs (B, 7)."""
+    def _weighed(self, decisions: Decisions, reporter: Reporter) -> tuple[Decisions, bool]:
+        """The decisions with a critic's advantages, where there is one; and whether it is known who sampled them."""
+        if self._params.max_off_policy_kl == 0 and self.actor_critic is None:
+            return decisions, False
+        every = np.arange(len(decisions))
+        log_prob, state = self._within_memory(partial(self._survey, decisions, every), len(every), reporter)
+        self._check_origin(log_prob, decisions)
+        return (self.actor_critic.weigh(decisions, state) if self.actor_critic is not None else decisions), True
+
+    def _preferences(self, decisions: Decisions, reporter: Reporter) -> Preferences | None:
+        """The ranked pairs of GRAPE; None for every other algorithm."""
+        if self._params.algo != "grape":
+            return None
+        of_reference = self._within_memory(partial(self._reference_log_prob, decisions), len(decisions), reporter)
+        return Preferences(decisions, of_reference.sum(dim=1).numpy(), self._params.grape.beta)
+
+    def _plan(self, decisions: Decisions, seed: int) -> list[Batch]:
+        """The batches of all passes."""
+        generator = torch.Generator().manual_seed(seed)
+        of_passes = (
+            batches(decisions, self._recipe.schedule, self._params.minibatch, generator)
+            for _ in range(self._recipe.passes)
+        )
+        return [batch for of_pass in of_passes for batch in of_pass]
+
+    def _step(self, loss: float, updates: int) -> float:
+        """One optimiser step on the gradients that are there; returns the norm of the policy's before it is limited.
+
+        Raises:
+            DivergedError: the loss or a gradient is not finite.
+        """
+        self._refuse_divergence("loss", loss, updates)
+        norm = torch.nn.utils.clip_grad_norm_([q for _, q in self._named], self._params.max_grad_norm).item()
+        self._refuse_divergence("gradient", norm, updates)
+        self._optimizer.step()
+        if self.actor_critic is not None:
+            self.actor_critic.step()
+        return norm
+
+    def _refuse_divergence(self, what: str, value: float, updates: int) -> None:
+        if not np.isfinite(value):
+            raise DivergedError(
+                f"the {what} became {value} after {updates} updates; the last checkpoint is untouched: lower update.lr or "
+                "update.max_grad_norm"
+            )
+
+    def _accumulate(self, decisions: Decisions, batch: Batch, reference: References) -> tuple[LossStats, Tensor]:
+        """Leaves the gradient of one batch in the parameters; returns its statistics and log-probs (B, 7)."""
         self._optimizer.zero_grad(set_to_none=True)
-        parts = self._parts(rows)
+        if self.actor_critic is not None:
+            self.actor_critic.forget_gradients()
+        parts = self._parts(batch.rows)
         stats, log_probs = [], []
         for part in parts:
             loss, of_part, log_prob = self._loss(decisions, part, reference)
-            (loss * (len(part) / len(rows))).backward()
+            (loss * (batch.share * (len(part) / len(batch.rows)))).backward()
             stats.append(of_part)
             log_probs.append(log_prob)
         return LossStats.pooled(stats, [len(part) for part in parts]), torch.cat(log_probs)
@@ -154,20 +226,22 @@ class Learner:
     def _loss(
         self, decisions: Decisions, rows: NDArray[np.int64], reference: References
     ) -> tuple[Tensor, LossStats, Tensor]:
-        p = self._params
         other = reference(rows)
         scores = self._scores(decisions, rows)
-        loss, stats = tgrpo_loss(
+        loss, stats = policy_loss(
             scores.log_prob,
             self._tensor(decisions.log_prob[rows]),
             self._tensor(decisions.advantage[rows]),
             self._tensor(decisions.weight[rows]),
             self._kl(scores, other),
-            scores.entropy,
-            epsilon=p.clip,
-            beta=p.beta,
-            per=p.ratio,
+            epsilon=self._recipe.epsilon,
+            beta=self._recipe.beta,
+            per=self._recipe.per,
+            objective=self._recipe.objective,
         )
+        if self.actor_critic is not None and self.actor_critic.ready:
+            of_critic = self.actor_critic.loss(scores.state, rows)
+            loss, stats = loss + of_critic, replace(stats, value_loss=of_critic.item())
         return loss, stats, scores.log_prob.detach().cpu()
 
     def _parts(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -186,10 +260,14 @@ class Learner:
             decisions.temperature,
         )
 
-    @torch.no_grad()
     def _log_probs(self, decisions: Decisions, rows: NDArray[np.int64]) -> Tensor:
-        parts = [self._scores(decisions, part).log_prob.cpu() for part in self._parts(rows)]
-        return torch.cat(parts) if parts else torch.empty(0, decisions.log_prob.shape[1])
+        return self._survey(decisions, rows)[0] if len(rows) else torch.empty(0, decisions.log_prob.shape[1])
+
+    @torch.no_grad()
+    def _survey(self, decisions: Decisions, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Log-probs (B, 7) and states (B, hidden_size) under the present policy, on the CPU, without gradient."""
+        scores = [self._scores(decisions, part) for part in self._parts(rows)]
+        return torch.cat([s.log_prob.cpu() for s in scores]), torch.cat([s.state.cpu() for s in scores])
 
     def _references(self, decisions: Decisions) -> References:
         """What the KL compares with: the reference's log-probs (B, 7), or of all tokens (B, 7, V) for the exact KL.
@@ -197,7 +275,7 @@ class Learner:
         They are computed once, before the first step, and kept in host memory; over a whole vocabulary they are too large
         for that, and are computed again for every pass.
         """
-        if self._params.beta == 0:
+        if self._recipe.beta == 0:
             return lambda rows: None
         parts = []
         for rows in self._parts(np.arange(len(decisions))):
@@ -207,11 +285,19 @@ class Learner:
         kept = torch.cat(parts)
         return lambda rows: kept[torch.from_numpy(rows)].to(self.policy.device)
 
-    @torch.no_grad()
     def _reference_scores(self, decisions: Decisions, rows: NDArray[np.int64]) -> Tensor:
-        with self.policy.reference():
-            scores = self._scores(decisions, rows)
+        scores = self._of_reference(decisions, rows)
         return scores.log_probs_all if self._params.kl == "exact" else scores.log_prob
+
+    def _reference_log_prob(self, decisions: Decisions) -> Tensor:
+        """(B, 7) of the recorded tokens under the reference, on the CPU."""
+        parts = self._parts(np.arange(len(decisions)))
+        return torch.cat([self._of_reference(decisions, rows).log_prob.cpu() for rows in parts])
+
+    @torch.no_grad()
+    def _of_reference(self, decisions: Decisions, rows: NDArray[np.int64]) -> "TokenScores":
+        with self.policy.reference():
+            return self._scores(decisions, rows)
 
     def _kl(self, scores: "TokenScores", other: Tensor | None) -> Tensor:
         if other is None:
@@ -219,6 +305,39 @@ class Learner:
         if self._params.kl == "exact":
             return kl_exact(scores.log_probs_all, other)
         return (kl_k1 if self._params.kl == "k1" else kl_k3)(scores.log_prob, other)
+
+    @torch.no_grad()
+    def _judge(self, decisions: Decisions, reference: References) -> dict[str, float]:
+        """Where the update ended: entropy and exact KL to the reference, nats a token, over `AFTER` decisions at most."""
+        exact = self._recipe.beta > 0 and self._params.kl == "exact"  # then the reference is at hand
+        rows = np.unique(np.linspace(0, len(decisions) - 1, AFTER).round().astype(np.int64))
+        entropy, kl = [], []
+        for part in self._parts(rows):
+            scores = self._scores(decisions, part)
+            other = reference(part) if exact else self._of_reference(decisions, part).log_probs_all
+            assert other is not None
+            entropy.append(scores.entropy.cpu())
+            kl.append(kl_exact(scores.log_probs_all, other).cpu())
+        return {"entropy_end": torch.cat(entropy).mean().item(), "kl_end": torch.cat(kl).mean().item()}
+
+    def _check_origin(self, log_prob: Tensor, decisions: Decisions) -> None:
+        """That this policy sampled the decisions, or with `max_off_policy_kl` one that is close to it.
+
+        KL[sampling || current] is estimated by k3 on the tokens that the sampling policy drew, group by group.
+        """
+        allowed = self._params.max_off_policy_kl
+        if allowed == 0:
+            self._check_on_policy(log_prob, decisions.log_prob)
+            return
+        of_token = kl_k3(torch.from_numpy(decisions.log_prob), log_prob).mean(dim=1).numpy()
+        for group in np.unique(decisions.group):
+            found = float(of_token[decisions.group == group].mean())
+            if not found <= allowed:
+                raise MismatchError(
+                    f"group {group + 1} of the {decisions.group.max() + 1} in use was sampled by a policy {found:.3g} nats a "
+                    f"token from this one; update.max_off_policy_kl allows {allowed:g}: sample again with this checkpoint, "
+                    "update the one that sampled, or raise the limit"
+                )
 
     def _check_on_policy(self, log_prob: Tensor, recorded: NDArray[np.float32]) -> None:
         difference = (log_prob - torch.from_numpy(recorded)).abs()
@@ -240,7 +359,9 @@ class Learner:
             with self._unchanged():
                 reference = self._references(sample)
                 limit = self._memory_limit()
-                cost = batch_cost(lambda n: self._accumulate(sample, np.arange(n), reference), self.policy.device)
+                cost = batch_cost(
+                    lambda n: self._accumulate(sample, Batch(np.arange(n), 1.0), reference), self.policy.device
+                )
         except torch.OutOfMemoryError:
             return 1  # which then fits, or is refused
         fits = cost.largest(limit)

@@ -1,24 +1,26 @@
 """`tgrpo update`: a checkpoint, its groups and their advantages -> the next checkpoint.
 
-One iteration of Algorithm 1's second half: minibatches of decisions from all groups, the policy ratio against what was
-sampled (clipped as in eq. 3, or plain as in eq. 9 with `clip: 0`), a KL to the reference policy (the adapter switched
-off), AdamW on the LoRA weights. The paper updates after every time step; here a shuffled minibatch takes its place:
-the same objective, with less correlated updates.
+One iteration of Algorithm 1's second half, or of what it is compared with (`update.algo`, see `recipe`): optimiser updates
+over the decisions of all groups (`update.schedule`), the policy ratio against what was sampled (clipped as in eq. 3, or plain
+as in eq. 9 with `clip: 0`), a KL to the reference policy (the adapter switched off), AdamW on the LoRA weights.
 """
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from stages.decisions import gather_decisions
 from stages.describe import describe
-from stages.errors import MismatchError
+from stages.errors import ArtifactError, MismatchError
+from stages.history import HISTORY, history_row, read_history, write_history
 from stages.learner import Learner
+from stages.lineage import TRAINED_ON, trained_on
 from stages.params import Params
+from stages.policy.critic import Critic
 from stages.reporting import Reporter, Silent
 from stages.seeding import derive_seed
 from stages.store.advantages import Advantages, open_advantages
@@ -29,27 +31,7 @@ from stages.store.provenance import Manifest, hub_name, reference, resolve_refer
 from stages.workspace import learning_threads, locate, next_path, open_checkpoint, open_policy, read_checkpoint
 
 OPTIMIZER = "optimizer.safetensors"
-HISTORY = "history.csv"
-
-
-def history_row(iteration: int, groups: Sequence[Group], used: int, update: dict[str, float]) -> dict[str, float]:
-    """One line of a run's history: what the rollouts showed (means over trajectories) and what the update did."""
-    masks = [group["mask"][:] for group in groups]
-    entropy = [group["entropy"][:][mask].mean() for group, mask in zip(groups, masks, strict=True)]
-    trajectories = sum(group.trajectories for group in groups)
-    return {
-        "iteration": iteration,
-        "success": sum(group.summary.successes for group in groups) / trajectories,
-        "return": float(np.mean([group.summary.mean_return for group in groups])),
-        "decisions": float(np.mean([group.summary.mean_length for group in groups])),
-        "entropy": float(np.mean(entropy)),
-        "groups": len(groups),
-        "groups_used": used,
-        **{name: update.get(name, 0.0) for name in UPDATE_COLUMNS},
-    }
-
-
-UPDATE_COLUMNS = ("loss", "kl", "approx_kl", "ratio_mean", "ratio_max", "clip_fraction", "grad_norm", "updates")
+CRITIC = "critic.safetensors"
 
 
 def learn(
@@ -64,18 +46,25 @@ def learn(
     When no decision is of use (all returns equal, all advantages zero), the weights stay as they are.
 
     Raises:
-        MismatchError: as `gather_decisions`, and as `Learner.update`.
+        MismatchError: as `gather_decisions`, and as `Learner.update`; or advantages that were computed for another algorithm.
+        DivergedError: as `Learner.update`; the learner is to be opened anew then.
     """
+    for _, advantages in pairs:
+        if advantages.attrs.algo != params.update.algo:
+            raise MismatchError(
+                f"{advantages.path} holds advantages for update.algo={advantages.attrs.algo}, and params say "
+                f"{params.update.algo}; add --algo {advantages.attrs.algo}, or run `tgrpo advantage` again"
+            )
     decisions = gather_decisions(pairs, learner.policy.token_ids)
     if decisions is None:
         (reporter or Silent()).note(
-            f"iteration {iteration}: all groups have equal returns or no advantage, nothing to learn from"
+            f"iteration {iteration}: no group has anything to learn from, the weights stay as they are"
         )
         metrics: dict[str, float] = {}
     else:
         with learning_threads(params):
             metrics = learner.update(decisions, derive_seed(params.seed, "update", iteration), reporter)
-    return history_row(iteration, [group for group, _ in pairs], sum(a.attrs.used for _, a in pairs), metrics)
+    return history_row(iteration, pairs, metrics)
 
 
 def write_checkpoint(
@@ -86,20 +75,23 @@ def write_checkpoint(
     parent_manifest: Manifest,
     base: Path,
     history: Sequence[dict[str, float]],
-    group: Group,
+    groups: Sequence[Group],
     seed: int,
     params: Params,
     inputs: dict[str, dict[str, str]],
     overwrite: bool = False,
 ) -> Handle:
-    """Writes the adapter, AdamW's state, the run's history so far and where it all comes from.
+    """Writes the adapter, AdamW's state, PPO's critic, the run's history so far and where it all comes from.
 
     Args:
-        group: one of those learnt from; its task becomes the checkpoint's, which a published base has none of.
+        groups: those learnt from. Their task becomes the checkpoint's, which a published base has none of, and their start
+            states join those that it was trained on.
     """
     with atomic_directory(out, overwrite=overwrite) as folder:
         learner.policy.save_adapter(folder, hub_name(base) or os.path.relpath(base.absolute(), out.absolute()))
         save_file(learner.optimizer_state(), folder / OPTIMIZER)
+        if learner.actor_critic is not None:
+            save_file(learner.actor_critic.stored(), folder / CRITIC)
         write_history(folder / HISTORY, history)
         write_manifest(
             folder,
@@ -110,35 +102,14 @@ def write_checkpoint(
                 inputs={"parent": reference(parent, out), "base": reference(base, out), **inputs},
                 details={
                     **parent_manifest.details,
-                    "task": group.attrs.task,
-                    "instruction": group.attrs.instruction,
+                    "task": groups[0].attrs.task,
+                    "instruction": groups[0].attrs.instruction,
                     "iteration": int(history[-1]["iteration"]),
+                    TRAINED_ON: trained_on(groups, parent_manifest),
                 },
             ),
         )
     return describe(out)
-
-
-def write_history(path: Path, history: Sequence[dict[str, float]]) -> None:
-    """Writes one line per iteration as CSV, numbers in full precision."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, history[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-
-
-def read_history(checkpoint: Path) -> list[dict[str, float]]:
-    """The history that a checkpoint carries; empty for a base."""
-    if not (checkpoint / HISTORY).exists():
-        return []
-    with (checkpoint / HISTORY).open(newline="") as file:
-        return [
-            {
-                name: int(value) if name in ("iteration", "groups", "groups_used") else float(value)
-                for name, value in row.items()
-            }
-            for row in csv.DictReader(file)
-        ]
 
 
 def base_of(checkpoint: Path, manifest: Manifest) -> Path:
@@ -148,14 +119,34 @@ def base_of(checkpoint: Path, manifest: Manifest) -> Path:
 
 
 def open_learner(params: Params, checkpoint: Path) -> Learner:
-    """Loads a checkpoint for training: with a new adapter on a base, with its adapter and optimiser state otherwise."""
+    """Loads a checkpoint for training: with a new adapter on a base, with its adapter and optimiser state otherwise.
+
+    For ppo with its critic, or with a new one where the checkpoint has none.
+
+    Raises:
+        ArtifactError: the checkpoint's optimiser state or critic cannot be read.
+        MismatchError: they belong to other weights.
+    """
     policy = open_policy(params, checkpoint, trainable=True)
     if not policy.has_adapter:
         policy.add_lora(params.policy.lora, derive_seed(params.seed, "lora"))
-    learner = Learner(policy, params.update)
+    critic = None
+    if params.update.algo == "ppo":
+        critic = Critic(policy.config.llama.hidden_size, derive_seed(params.seed, "critic"))
+    learner = Learner(policy, params.update, critic)
     if (checkpoint / OPTIMIZER).exists():
-        learner.load_optimizer_state(load_file(checkpoint / OPTIMIZER))
+        learner.load_optimizer_state(_load(checkpoint / OPTIMIZER))
+    if learner.actor_critic is not None and (checkpoint / CRITIC).exists():
+        learner.actor_critic.restore(_load(checkpoint / CRITIC))
     return learner
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path} cannot be read ({reason}); make or copy the checkpoint again") from None
 
 
 def update(
@@ -173,30 +164,31 @@ def update(
         checkpoint: the policy; None takes the one that the groups name.
 
     Raises:
-        MismatchError: groups sampled by several policies, or by another one than `checkpoint`.
+        MismatchError: groups sampled by several policies, or by another one than `checkpoint`, and
+            `update.max_off_policy_kl` is 0 or they are farther from it than that; groups that no policy sampled.
     """
     pairs = [open_pair(handle.path) for handle in handles]
-    sampled_by = {group.path: group.attrs.inputs.get("checkpoint") for group, _ in pairs}
-    for path, recorded in sampled_by.items():
-        if recorded is None:
-            raise MismatchError(
-                f"{path} was not sampled by a policy (demonstrations?); sample one with `tgrpo rollout`"
-            )
-    digests = {recorded["digest"] for recorded in sampled_by.values() if recorded}
-    if len(digests) > 1:
+    sampled_by = _sampled_by([group for group, _ in pairs])
+    off_policy = params.update.max_off_policy_kl > 0
+    if len(sampled_by) > 1 and not (off_policy and checkpoint):
         raise MismatchError(
-            f"the groups were sampled by {len(digests)} different checkpoints; pass those of one `tgrpo rollout` at a time"
+            f"the groups were sampled by {len(sampled_by)} different checkpoints; pass those of one `tgrpo rollout` at a time, "
+            "or name the one to update by --checkpoint and set update.max_off_policy_kl, in nats a token"
         )
     first_group = pairs[0][0]
     checkpoint = checkpoint or resolve_reference(first_group.attrs.inputs["checkpoint"], first_group.path)
     params, checkpoint = open_checkpoint(params, checkpoint)
     manifest = read_checkpoint(checkpoint)
     found = digest_of(checkpoint)
-    if found not in digests:
-        raise MismatchError(
-            f"{checkpoint} (digest {found[:12]}) is not the checkpoint that sampled {first_group.path} "
-            f"(digest {digests.pop()[:12]}); leave --checkpoint out, or sample again with it"
-        )
+    for digest, sampler in sampled_by.items():
+        if digest == found:
+            continue
+        if not off_policy:
+            raise MismatchError(
+                f"{checkpoint} (digest {found[:12]}) is not the checkpoint that sampled {first_group.path} "
+                f"(digest {digest[:12]}); leave --checkpoint out, sample again with it, or set update.max_off_policy_kl"
+            )
+        _refuse_other_base(checkpoint, found, manifest, sampler, digest)
     out = out or next_path("checkpoints")
     refuse_existing(out, overwrite)
     learner = open_learner(params, checkpoint)
@@ -209,12 +201,41 @@ def update(
         parent_manifest=manifest,
         base=base_of(checkpoint, manifest),
         history=[*read_history(checkpoint), row],
-        group=first_group,
+        groups=[group for group, _ in pairs],
         seed=params.seed,
         params=params,
         inputs=update_inputs([handle.path for handle in handles], out),
         overwrite=overwrite,
     )
+
+
+def _sampled_by(groups: Sequence[Group]) -> dict[str, Path]:
+    """Where the checkpoints that sampled the groups lay then, by digest."""
+    found = {}
+    for group in groups:
+        recorded = group.attrs.inputs.get("checkpoint")
+        if recorded is None:
+            raise MismatchError(
+                f"{group.path} was not sampled by a policy (demonstrations?); sample one with `tgrpo rollout`"
+            )
+        found[recorded["digest"]] = resolve_reference(recorded, group.path)
+    return found
+
+
+def _refuse_other_base(checkpoint: Path, found: str, manifest: Manifest, sampler: Path, digest: str) -> None:
+    """Raises MismatchError when the checkpoint that sampled stands on another base than the one to update.
+
+    Where it is gone, how far the two policies are apart still decides (`update.max_off_policy_kl`).
+    """
+    if not sampler.exists() or digest_of(sampler) != digest:
+        return
+    of_sampler = read_checkpoint(sampler).inputs.get("base", {"digest": digest})["digest"]
+    own = manifest.inputs.get("base", {"digest": found})["digest"]
+    if of_sampler != own:
+        raise MismatchError(
+            f"{sampler}, which sampled the groups, stands on another base (digest {of_sampler[:12]}) than {checkpoint} "
+            f"(digest {own[:12]}), so their KL to the reference would be another's; update a checkpoint of its own base"
+        )
 
 
 def update_inputs(advantages: Sequence[Path], out: Path) -> dict[str, dict[str, str]]:

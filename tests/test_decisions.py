@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.algo.losses import decision_weights
+from stages.algo.objectives import decision_weights
 from stages.decisions import gather_decisions
 from stages.errors import MismatchError
 from stages.store.advantages import Advantages
@@ -28,12 +28,29 @@ def group(tmp_path: Path) -> Group:
     return open_group(tmp_path / "group.zarr")
 
 
-def weigh(group: Group, advantage: np.ndarray, used: bool = True) -> Advantages:
-    attrs = AdvantagesAttrs("libero_object/6", 1.0, 1.0, used, 1.0, 1, {}, {})
+def weigh(group: Group, advantage: np.ndarray, used: bool = True, algo: str = "tgrpo") -> Advantages:
+    attrs = AdvantagesAttrs(
+        task="libero_object/6",
+        algo=algo,
+        a1=1.0,
+        a2=1.0,
+        used=used,
+        left_out="",
+        return_std=1.0,
+        iteration=1,
+        inputs={},
+        params={"advantage": {"hold_success": True}},
+    )
     mask = group["mask"][:] & used
-    shape = mask.shape
     return Advantages(
-        group.path, attrs, np.zeros(shape), np.zeros(3), np.where(mask, advantage, 0.0), np.zeros(3), mask
+        path=group.path,
+        attrs=attrs,
+        step_advantage=np.zeros(mask.shape),
+        trajectory_advantage=np.zeros(3),
+        advantage=np.where(mask, advantage, 0.0),
+        returns=np.array([5.0, 7.0, 9.0]),
+        success=np.array([False, True, False]),
+        mask=mask,
     )
 
 
@@ -66,6 +83,38 @@ def test_with_an_advantage_everywhere_the_weights_are_those_of_the_trajectories(
     taken = found.take(np.array([5, 0]))
     assert len(taken) == 2 and taken.instruction == found.instruction
     np.testing.assert_array_equal(taken.log_prob, found.log_prob[[5, 0]])
+
+
+def test_every_decision_knows_its_place(group: Group) -> None:
+    pairs = [(group, weigh(group, np.ones(group["mask"].shape)))] * 2
+    found = gather_decisions(pairs, TOKENS)
+    assert found is not None
+    expected = [(g, 3 * g + i, t) for g in (0, 1) for i, length in enumerate(LENGTHS) for t in range(length)]
+    assert list(zip(found.group, found.trajectory, found.step, strict=True)) == expected
+    np.testing.assert_array_equal(found.returns, np.array([5.0, 7.0, 9.0])[found.trajectory % 3])
+    np.testing.assert_array_equal(found.reward, 1.0 + found.step % 2)  # as the sample has it
+    # Only the second trajectory succeeds, with its last decision.
+    assert np.argwhere(found.success)[:, 0].tolist() == [LENGTHS[0] + LENGTHS[1] - 1 + n for n in (0, LENGTHS.sum())]
+    assert found.hold_success
+
+
+@pytest.mark.parametrize(
+    ("algo", "all_of_them"), [("tgrpo", False), ("reinforce", False), ("ppo", True), ("grape", True)]
+)
+def test_which_algorithms_take_decisions_without_advantage_and_what_say_each_has(
+    group: Group, algo: str, all_of_them: bool
+) -> None:
+    advantage = np.zeros(group["mask"].shape)
+    advantage[:, ::2] = 1.0
+    found = gather_decisions([(group, weigh(group, advantage, algo=algo))], TOKENS)
+    assert found is not None
+    even = -(-LENGTHS // 2)
+    assert len(found) == (LENGTHS if all_of_them else even).sum()
+    if algo == "tgrpo":  # each trajectory has the same say, however long
+        says = [found.weight[found.trajectory == i].sum() * LENGTHS[i] / even[i] for i in range(3)]
+        np.testing.assert_allclose(says, says[0], rtol=1e-5)
+    else:  # each decision has, and the mean of w x is that over all decisions taken
+        np.testing.assert_allclose(found.weight, len(found) / LENGTHS.sum(), rtol=1e-6)
 
 
 def test_nothing_is_left_of_groups_without_advantage(group: Group) -> None:

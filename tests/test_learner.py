@@ -1,6 +1,7 @@
 """The learner on a small real policy: it moves probability the right way, carries its state, and refuses other data."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from stages import learner as learner_module
-from stages.algo.losses import kl_exact, tgrpo_loss
+from stages.algo.kl import kl_exact, kl_k3
+from stages.algo.losses import policy_loss
+from stages.batches import Batch
 from stages.decisions import Decisions
-from stages.errors import MismatchError, ParamsError, TgrpoError
+from stages.errors import DivergedError, MismatchError, ParamsError, TgrpoError
 from stages.learner import AHEAD, GIB, Learner
 from stages.params import LoraParams, Params, UpdateParams
 from stages.policy.memory import peak_bytes
@@ -63,10 +66,24 @@ def make_decisions(policy: VLAPolicy, advantage: np.ndarray, weight: np.ndarray 
     proprio = rng.normal(size=(b, 8)).astype(np.float32)
     acted = policy.act(image, proprio, INSTRUCTION, 1.0, torch.Generator().manual_seed(0))
     ones = np.ones(b, np.float32)
+    step = np.arange(b) % max(b // 2, 1)  # two trajectories
     return Decisions(
-        image, proprio, acted.tokens, acted.log_prob, advantage.astype(np.float32),
-        ones if weight is None else weight, INSTRUCTION, 1.0,
-    )  # fmt: skip
+        image=image,
+        proprio=proprio,
+        action_token=acted.tokens,
+        log_prob=acted.log_prob,
+        advantage=advantage.astype(np.float32),
+        weight=ones if weight is None else weight,
+        step=step,
+        trajectory=np.cumsum(step == 0) - 1,
+        group=np.zeros(b, np.int64),
+        reward=ones,
+        success=np.zeros(b, np.bool_),
+        returns=np.ones(b),
+        instruction=INSTRUCTION,
+        temperature=1.0,
+        hold_success=False,
+    )
 
 
 def log_probs(policy: VLAPolicy, decisions: Decisions) -> np.ndarray:
@@ -180,9 +197,9 @@ def test_a_minibatch_in_one_part_is_computed_as_it_is(params: Params, embedded: 
             decisions.image, decisions.proprio, INSTRUCTION, decisions.action_token
         ).log_probs_all[rows]
     scores = plain.log_prob(d.image, d.proprio, INSTRUCTION, d.action_token)
-    loss, _ = tgrpo_loss(
+    loss, _ = policy_loss(
         scores.log_prob, *map(torch.from_numpy, (d.log_prob, d.advantage, d.weight)),
-        kl_exact(scores.log_probs_all, reference), scores.entropy, epsilon=2e-4, beta=0.5,
+        kl_exact(scores.log_probs_all, reference), epsilon=2e-4, beta=0.5,
     )  # fmt: skip
     loss.backward()
     torch.nn.utils.clip_grad_norm_([parameter for _, parameter in plain.trainable_parameters()], 1e9)
@@ -202,8 +219,9 @@ def test_reference_scores_too_large_to_keep_are_computed_again(
         learner.update(decisions, seed=0)
         found.append(weights(policy))
         calls.append(sum(not learning for _, learning in count))
-    # Once over 7 decisions (3 parts); or one part, to see how large they are, then 3 parts in each of 2 epochs.
-    assert calls == [3, 1 + 6]
+    # Once over 7 decisions (3 parts); or one part, to see how large they are, then 3 parts in each of 2 epochs. In the end 3
+    # parts of the policy itself, and again of the reference.
+    assert calls == [3 + 3, 1 + 6 + 3 + 3]
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
@@ -244,7 +262,8 @@ def test_the_micro_batch_that_is_found_keeps_within_the_limit(
         reference = learner._references(decisions)
         for size, fits in ((found, True), (found + 1, False)):
             learner._micro_batch = size
-            peak = peak_bytes(lambda: learner._accumulate(decisions, np.arange(size), reference), policy.device)  # noqa: B023
+            one_pass = partial(learner._accumulate, decisions, Batch(np.arange(size), 1.0), reference)
+            peak = peak_bytes(one_pass, policy.device)
             assert (peak <= limit) == fits
     assert 2 <= sizes[10e6] < sizes[20e6] < 16
 
@@ -319,7 +338,7 @@ def test_what_was_not_sampled_so_stops_before_any_weight_moves(
             for _, parameter in policy.trainable_parameters():
                 parameter.mul_(2.0)
     elif wrong == "images":
-        decisions = replace(decisions, image=np.flip(decisions.image, axis=2).copy())
+        decisions = replace(decisions, image=np.zeros_like(decisions.image))
     elif wrong == "temperature":
         decisions = replace(decisions, temperature=1.5)
     before = weights(policy)
@@ -345,6 +364,97 @@ def test_more_than_a_small_minibatch_is_checked(params: Params, embedded: Path) 
     with pytest.raises(MismatchError, match=f"over {AHEAD} decisions"):
         learner.update(replace(decisions, log_prob=recorded), seed=0)
     assert all(torch.equal(a, b) for a, b in zip(weights(policy), before, strict=True))
+
+
+def test_the_statistics_of_an_update_are_those_of_its_decisions(params: Params, embedded: Path) -> None:
+    policy = stir(make_policy(params, embedded))
+    decisions = make_decisions(policy, np.array([1.0, -1.0] * 4))
+    with torch.no_grad():
+        first = policy.log_prob(decisions.image, decisions.proprio, INSTRUCTION, decisions.action_token)
+    update = params.update.model_copy(update={"minibatch": 8, "epochs": 2, "lr": 1e-3, "beta": 0.1, "kl": "k3"})
+    found = Learner(policy, update).update(decisions, seed=0)
+    with torch.no_grad():
+        last = policy.log_prob(decisions.image, decisions.proprio, INSTRUCTION, decisions.action_token)
+        with policy.reference():
+            base = policy.log_prob(decisions.image, decisions.proprio, INSTRUCTION, decisions.action_token)
+    assert found["entropy_end"] == pytest.approx(last.entropy.mean().item(), rel=1e-4)
+    assert found["kl_end"] == pytest.approx(kl_exact(last.log_probs_all, base.log_probs_all).mean().item(), rel=1e-3)
+    assert found["kl_end"] > 0 and abs(found["entropy_end"] - first.entropy.mean().item()) > 1e-3
+    # The first pass has ratios of 1, the second those after one step: the median lies at 1, the spread on both sides.
+    assert found["ratio_p05"] < found["ratio_p50"] == pytest.approx(1, abs=1e-3)
+    assert found["ratio_p50"] < found["ratio_p95"] <= found["ratio_max"]
+    assert found["updates"] == 2 and {"value_loss", "preference_accuracy"}.isdisjoint(found)
+
+
+@pytest.mark.parametrize("schedule", ["step", "minibatch", "group"])
+def test_every_schedule_moves_probability_the_right_way(params: Params, embedded: Path, schedule: str) -> None:
+    policy = make_policy(params, embedded)
+    advantage = np.array([1.0, -1.0] * 4)
+    decisions = make_decisions(policy, advantage)
+    before = log_probs(policy, decisions)
+    update = params.update.model_copy(
+        update={"schedule": schedule, "minibatch": 4, "epochs": 4, "lr": 1e-3, "beta": 0.0}
+    )
+    metrics = Learner(policy, update).update(decisions, seed=0)
+    change = log_probs(policy, decisions) - before
+    assert (change[advantage > 0] > 0).all() and (change[advantage < 0] < 0).all()
+    # 4 passes of 4 time steps, of 2 minibatches of 4, or of everything at once.
+    assert metrics["updates"] == {"step": 16, "minibatch": 8, "group": 4}[schedule]
+
+
+@pytest.mark.parametrize("how", ["advantage", "weights"])
+def test_numbers_that_are_not_finite_end_the_update_before_a_step(params: Params, embedded: Path, how: str) -> None:
+    policy = make_policy(params, embedded)
+    decisions = make_decisions(policy, np.array([1.0, -1.0]))
+    update = params.update.model_copy(update={"schedule": "group", "beta": 0.0})
+    if how == "advantage":
+        decisions = replace(decisions, advantage=np.array([np.nan, 1.0], np.float32))
+    else:  # a finite loss with a gradient that is not
+        decisions = replace(decisions, weight=np.full(2, 1e38, np.float32), log_prob=decisions.log_prob)
+    before = weights(policy)
+    with pytest.raises(
+        DivergedError, match=r"became (nan|inf) after 0 updates; the last checkpoint is untouched.*update\.lr"
+    ):
+        Learner(policy, update).update(decisions, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(weights(policy), before, strict=True))
+
+
+def test_data_of_another_policy_are_taken_up_to_the_limit_and_no_further(params: Params, embedded: Path) -> None:
+    policy = stir(make_policy(params, embedded))
+    decisions = make_decisions(policy, np.array([1.0, -1.0] * 4))
+    sampled = torch.from_numpy(decisions.log_prob)
+    with torch.no_grad():  # the policy that is updated has moved on
+        for name, parameter in policy.trainable_parameters():
+            if "lora_B" in name:
+                parameter.mul_(2.0)
+        now = policy.log_prob(decisions.image, decisions.proprio, INSTRUCTION, decisions.action_token).log_prob
+    distance = kl_k3(sampled, now).mean().item()
+    assert distance > 1e-4
+    before = weights(policy)
+    for limit in (0.0, 0.9 * distance, 1.1 * distance):
+        learner = Learner(policy, params.update.model_copy(update={"max_off_policy_kl": limit, "epochs": 1}))
+        if limit > distance:
+            assert learner.update(decisions, seed=0)["approx_kl"] == pytest.approx(distance, rel=1e-3)
+            assert not all(torch.equal(a, b) for a, b in zip(weights(policy), before, strict=True))
+            continue
+        with pytest.raises(MismatchError) as refused:
+            learner.update(decisions, seed=0)
+        assert all(torch.equal(a, b) for a, b in zip(weights(policy), before, strict=True))
+        if limit:
+            assert f"{distance:.3g} nats a token from this one; update.max_off_policy_kl allows {limit:g}" in str(
+                refused.value
+            )
+
+
+def test_one_far_group_among_near_ones_is_refused(params: Params, embedded: Path) -> None:
+    policy = make_policy(params, embedded)
+    decisions = make_decisions(policy, np.array([1.0, -1.0] * 4))
+    far = decisions.log_prob.copy()
+    far[6:] -= 1.0  # e - 2 = 0.72 nats a token in the second group, 0.18 over both
+    decisions = replace(decisions, log_prob=far, group=np.repeat([0, 1], [6, 2]))
+    learner = Learner(policy, params.update.model_copy(update={"max_off_policy_kl": 0.5}))
+    with pytest.raises(MismatchError, match=r"group 2 of the 2 in use .* 0\.718 nats a token"):
+        learner.update(decisions, seed=0)
 
 
 def test_a_policy_in_float16_is_refused(params: Params, embedded: Path) -> None:

@@ -13,6 +13,7 @@ def command(
     checkpoint: Annotated[
         Path | None, typer.Option(help="The policy to update; default: the one that sampled the groups.")
     ] = None,
+    algo: Annotated[str | None, typer.Option(help="Overrides update.algo; that of the advantages.")] = None,
     out: Out = None,
     seed: Seed = None,
     params: ParamsFile = DEFAULT_PARAMS,
@@ -29,6 +30,6 @@ def command(
     from tgrpo_cli.inputs import read_inputs
     from tgrpo_cli.output import HandlePrinter, reporter
 
-    resolved = read_params(params, set_, seed=seed)
+    resolved = read_params(params, set_, seed=seed, update__algo=algo)
     handles = list(read_inputs(advantages, "advantages", "update"))
     HandlePrinter()(update(resolved, handles, checkpoint, out, reporter(), overwrite=force))

@@ -87,13 +87,19 @@ def hold_success(
         reward (G, T) and mask (G, T) for the returns of eq. 7. The held steps are no decisions: compare steps by eq. 6, and
         train, on the original mask.
     """
-    reward, mask, success = np.asarray(reward, np.float64), np.asarray(mask, np.bool_), np.asarray(success, np.bool_)
+    reward, mask = np.asarray(reward, np.float64), np.asarray(mask, np.bool_)
     length = mask.sum(axis=1)
     last = np.maximum(length - 1, 0)[:, None]
-    ended_in_success = np.take_along_axis(success & mask, last, axis=1)
     step = np.arange(mask.shape[1])
-    held = ended_in_success & (step >= length[:, None]) & (step < length.max(initial=0))
+    held = ended_in_success(mask, success)[:, None] & (step >= length[:, None]) & (step < length.max(initial=0))
     return np.where(held, np.take_along_axis(reward, last, axis=1), reward), mask | held
+
+
+def ended_in_success(mask: ArrayLike, success: ArrayLike) -> NDArray[np.bool_]:
+    """(G,) the goal holds after a trajectory's last decision: the 0/1 outcome of GRPO. (G, T), (G, T); see `hold_success`."""
+    mask, success = np.asarray(mask, np.bool_), np.asarray(success, np.bool_)
+    last = np.maximum(mask.sum(axis=1) - 1, 0)[:, None]
+    return np.take_along_axis(success & mask, last, axis=1)[:, 0]
 
 
 def _standardise(values: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -79,9 +79,9 @@ class Normalize:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """See `ImageTransform`."""
-        frames = channels_first(pixels).float()
-        shift, scale = (values[:, None, None] for values in (self.shift, self.scale))
-        return torch.addcmul(shift, torch.cat([frames, frames], dim=1), scale)
+        frames = channels_first(pixels).float().unsqueeze(1)
+        shift, scale = (values.view(2, 3, 1, 1) for values in (self.shift, self.scale))
+        return torch.addcmul(shift, frames, scale).flatten(1, 2)  # both towers' at once, without a copy of the frames
 
 
 def channels_first(pixels: Tensor) -> Tensor:

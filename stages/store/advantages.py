@@ -22,8 +22,9 @@ class Advantages:
     attrs: AdvantagesAttrs
     step_advantage: NDArray[np.float64]  # (G, T) S of eq. 6
     trajectory_advantage: NDArray[np.float64]  # (G,) T of eq. 7
-    advantage: NDArray[np.float64]  # (G, T) eq. 8
+    advantage: NDArray[np.float64]  # (G, T) eq. 8, or what `attrs.algo` has in its place
     returns: NDArray[np.float64]  # (G,)
+    success: NDArray[np.bool_]  # (G,) ended in success
     mask: NDArray[np.bool_]  # (G, T) decisions to train on
 
 
@@ -35,6 +36,7 @@ def write_advantages(
     trajectory_advantage: ArrayLike,
     advantage: ArrayLike,
     returns: ArrayLike,
+    success: ArrayLike,
     mask: ArrayLike,
     overwrite: bool = False,
 ) -> None:
@@ -50,6 +52,7 @@ def write_advantages(
         "trajectory_advantage": np.asarray(trajectory_advantage),
         "advantage": np.asarray(advantage),
         "return": np.asarray(returns),
+        "success": np.asarray(success),
         "mask": np.asarray(mask),
     }
     trajectories, decisions = arrays["mask"].shape

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 GROUP_VERSION = 1
-ADVANTAGES_VERSION = 1
+ADVANTAGES_VERSION = 2
 
 AXES = {
     "G": "trajectory of the group",
@@ -112,10 +112,15 @@ GROUP_ARRAYS = (
 )
 
 ADVANTAGES_ARRAYS = (
-    ArraySpec("step_advantage", "G T", "float64", "", "series", "S of eq. 6"),
-    ArraySpec("trajectory_advantage", "G", "float64", "", "whole", "T of eq. 7"),
-    ArraySpec("advantage", "G T", "float64", "", "series", "a1 S + a2 T of eq. 8; zero where mask is false"),
-    ArraySpec("return", "G", "float64", "", "whole", "total reward that T compares, held successes included"),
+    ArraySpec("step_advantage", "G T", "float64", "", "series", "S of eq. 6; zero for an `algo` without it"),
+    ArraySpec("trajectory_advantage", "G", "float64", "", "whole", "T of eq. 7, eq. 5 for `grpo`; zero for the others"),
+    ArraySpec(
+        "advantage", "G T", "float64", "", "series", "what `algo` weighs a decision with; zero for `ppo` and `grape`"
+    ),
+    ArraySpec(
+        "return", "G", "float64", "", "whole", "total reward, held successes included; the 0/1 outcome for `grpo`"
+    ),
+    ArraySpec("success", "G", "bool", "", "whole", "the trajectory ended in success"),
     ArraySpec("mask", "G T", "bool", "", "series", "decisions to train on; all false when the group is left out"),
 )
 
@@ -147,13 +152,20 @@ class AdvantagesAttrs:
     """What an advantages artifact records about itself besides its arrays (JSON, under the zarr attribute `tgrpo`)."""
 
     task: Annotated[str, "task id of the group"]
-    a1: Annotated[float, "weight of S in eq. 8"]
-    a2: Annotated[float, "weight of T in eq. 8"]
+    algo: Annotated[str, "the `update.algo` that they are for; no other takes them"]
+    a1: Annotated[float, "weight of S in eq. 8, given or found; 0 for an `algo` without S"]
+    a2: Annotated[float, "weight of T in eq. 8, given or found; 0 for an `algo` without T"]
     used: Annotated[bool, "false when the group is left out of training"]
+    left_out: Annotated[str, "why it is left out; empty when it is used"]
     return_std: Annotated[float, "sample standard deviation of `return`"]
     iteration: Annotated[int | None, "that of the group"]
     inputs: Annotated[Mapping[str, Mapping[str, str]], "group -> digest, and path from this artifact's folder"]
     params: Annotated[Mapping[str, Any], "resolved params that can change the result"]
+
+    @property
+    def formula(self) -> str:
+        """What `advantage` holds, for people: `0.3 S + 0.7 T`, or the algorithm's name where it is no such sum."""
+        return f"{self.a1:g} S + {self.a2:g} T" if self.algo.startswith("tgrpo") else self.algo
 
 
 COMMON_ATTRS = {

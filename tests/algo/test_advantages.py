@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stages.algo.advantages import (
+    ended_in_success,
     fuse,
     group_advantage,
     hold_success,
@@ -98,3 +99,10 @@ def test_hold_success_leaves_a_success_that_was_lost_again() -> None:
     reward, mask = np.array([[5.0, 1, 0], [0, 0, 0]]), np.array([[1, 1, 0], [1, 1, 1]], bool)
     success = np.array([[1, 0, 0], [0, 0, 0]], bool)
     np.testing.assert_array_equal(hold_success(reward, mask, success)[1], mask)
+    np.testing.assert_array_equal(ended_in_success(mask, success), [False, False])
+
+
+def test_success_is_that_of_the_last_decision() -> None:
+    mask = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0]], bool)
+    success = np.array([[0, 1, 0], [0, 1, 0], [0, 1, 1]], bool)  # at the end; lost again; only in the padding
+    np.testing.assert_array_equal(ended_in_success(mask, success), [True, False, False])
