@@ -1,6 +1,6 @@
 """Pictures of what artifacts hold: a run's curves, and a group's images, rewards, returns and advantages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,18 @@ if TYPE_CHECKING:
     from stages.store.advantages import Advantages
     from stages.store.groups import Group
 
-CURVES = (
-    ("success", "success of sampled trajectories"),
-    ("return", "return"),
-    ("kl", "KL to the reference (nats per token)"),
-    ("entropy", "entropy (nats per token)"),
-    ("clip_fraction", "clip fraction"),
-    ("decisions", "decisions per trajectory"),
+CURVES = (  # title, and the columns of the history that a panel shows
+    ("success", {"success": "sampled trajectories"}),
+    ("return", {"return": "mean"}),
+    ("milestone", {"milestone": "mean of the furthest"}),
+    ("log-prob of action tokens (nats)", {"log_prob": "as sampled"}),
+    ("entropy (nats per token)", {"entropy": "as sampled", "entropy_end": "after the update"}),
+    ("KL (nats per token)", {"kl_end": "to the reference", "approx_kl": "to the sampling policy"}),
+    ("ratio", {"ratio_p05": "5%", "ratio_p50": "50%", "ratio_p95": "95%"}),
+    ("shares", {"clip_fraction": "clipped ratios", "zero_variance": "groups without variance"}),
+    ("gradient norm", {"grad_norm": "before clipping"}),
 )
+BLUES = ("tab:blue", "tab:cyan", "tab:gray")
 FRAMES = 8
 
 
@@ -31,28 +35,60 @@ def _figure(**options: Any) -> "Figure":
 
 
 def plot_history(
-    out: Path, history: Sequence[dict[str, float]], before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
+    out: Path,
+    history: Sequence[Mapping[str, float]],
+    validations: Sequence[Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    *,
+    start: int,
+    chosen: int,
 ) -> None:
-    """Draws a run's history (one line per iteration) and the evaluations at its ends, with their intervals."""
-    figure = _figure(figsize=(12, 6.5))
-    axes = figure.subplots(2, 3).ravel()
+    """Draws a run's history (one line per iteration), its validations, and the evaluations before and after.
+
+    Rates have their 95% intervals. Columns that the history lacks, as one from an earlier version may, are left out.
+
+    Args:
+        history, validations: with `iteration`, on one axis.
+        start: the iteration that the run started from.
+        chosen: the iteration of the checkpoint that was evaluated after; a dashed line marks it.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(figsize=(13, 9.5))
+    axes = figure.subplots(3, 3).ravel()
     iteration = [row["iteration"] for row in history]
-    for axis, (name, title) in zip(axes, CURVES, strict=True):
-        axis.plot(iteration, [row[name] for row in history], color="tab:blue", marker=".", label="sampled")
+    for axis, (title, columns) in zip(axes, CURVES, strict=True):
+        for colour, (name, label) in zip(BLUES, columns.items(), strict=False):
+            values = [row.get(name, np.nan) for row in history]
+            axis.plot(iteration, values, color=colour, marker=".", label=label)
+        axis.axvline(chosen, color="gray", linestyle="--", linewidth=0.8)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("iteration", fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
-    colours = ("tab:orange", "tab:green", "tab:red", "tab:purple")
-    for colour, *ends in zip(colours, before, after, strict=False):
-        for at, summary in zip((iteration[0] - 1, iteration[-1]), ends, strict=True):
-            rate = summary["success_rate"]
-            spread = [[rate - summary["low"]], [summary["high"] - rate]]
-            axes[0].errorbar([at], [rate], yerr=spread, color=colour, fmt="o", capsize=4)
-        label = f"official states, temperature {ends[0]['temperature']:g} (95%)"
-        axes[0].plot([], [], "o", color=colour, label=label)
-    axes[0].set_ylim(-0.03, 1.03)
-    axes[0].legend(fontsize=8)
+        if len(columns) > 1:
+            axis.legend(fontsize=8)
+    rates = axes[0]
+    if validations:
+        at = [v["iteration"] for v in validations]
+        _rates(rates, at, validations, "tab:purple", "validation states", fmt="D:")
+    for colour, *ends in zip(("tab:orange", "tab:green", "tab:red", "tab:brown"), before, after, strict=False):
+        label = f"{ends[0]['starts']} states, temperature {ends[0]['temperature']:g}"
+        _rates(rates, [start, chosen], ends, colour, label, fmt="o")
+    rates.plot([], [], color="gray", linestyle="--", linewidth=0.8, label="checkpoint evaluated after")
+    rates.set_ylim(-0.03, 1.03)
+    rates.legend(fontsize=7)
     figure.savefig(out, dpi=110)
+
+
+def _rates(
+    axis: Any, at: Sequence[float], summaries: Sequence[Mapping[str, Any]], colour: str, label: str, fmt: str
+) -> None:
+    """Success rates with their intervals."""
+    rate = np.array([summary["success_rate"] for summary in summaries])
+    spread = [rate - [s["low"] for s in summaries], np.array([s["high"] for s in summaries]) - rate]
+    axis.errorbar(at, rate, yerr=np.abs(spread), color=colour, fmt=fmt, capsize=3, markersize=4, label=label)
 
 
 def plot_group(out: Path, group: "Group", advantages: "Advantages | None") -> None:

@@ -1,10 +1,11 @@
 """How a long stage tells what it is doing. The command line shows bars on stderr; tests and libraries stay silent."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 Advance = Callable[[int, str], None]
+AddLine = Callable[[Mapping[str, str], str], None]
 
 
 class Reporter(Protocol):
@@ -14,6 +15,13 @@ class Reporter(Protocol):
 
     def note(self, text: str) -> None:
         """One line of news."""
+        ...
+
+    def table(self, title: str) -> AbstractContextManager[AddLine]:
+        """A table that grows while bars and notes go on; the value yielded is called with (column -> cell, what is left).
+
+        All lines of a table have the same columns, the most important first.
+        """
         ...
 
 
@@ -26,3 +34,7 @@ class Silent:
 
     def note(self, text: str) -> None:
         pass
+
+    @contextmanager
+    def table(self, title: str) -> Iterator[AddLine]:
+        yield lambda cells, left: None

@@ -1,43 +1,46 @@
 """`tgrpo train`: Algorithm 1 in one warm process, over the same cores as the separate commands.
 
-    evaluate the start -> for k = 1..K: sample groups, weigh them, update -> evaluate the end -> summary
+    evaluate the start -> for k = 1..K: sample groups, weigh them, update, validate now and then -> evaluate the best
 
 Every iteration leaves its groups, advantages and checkpoint on disk, byte for byte those of `tgrpo rollout`, `advantage`
-and `update` with the same seed on a CPU. A run that was cut off goes on with `resume` at the first artifact it lacks.
+and `update` with the same seed on a CPU. The guard ends a run early and chooses the checkpoint that is evaluated, by
+validation states that are neither trained on nor official. A run that was cut off goes on with `resume` at the first
+artifact it lacks, and takes the same decisions; one that ended stays ended.
 """
 
-import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stages.advantage import weigh_group
-from stages.describe import describe
-from stages.errors import ArtifactError, MismatchError
-from stages.evaluate import evaluate_policy, write_evaluation
+from stages.conclusion import acting, conclude, ending_line, read_summary
+from stages.errors import DivergedError
+from stages.estimate import clock as in_words
+from stages.evaluate import evaluate_policy, rate_line, validate, write_evaluation
+from stages.guard import Ending, due, idle, judge, kept, trouble
+from stages.history import HISTORY, read_history, write_history
+from stages.live import cells, cost
 from stages.params import Params
-from stages.pictures import plot_history
 from stages.reporting import Reporter, Silent
-from stages.rollout import group_inputs, sample_group
-from stages.store.artifacts import digest_of, write_json
-from stages.store.groups import open_group
+from stages.rollout import group_inputs
+from stages.run_folder import Run
+from stages.sampling import Wanted, open_sampling_env, sample_groups
+from stages.store.advantages import Advantages
+from stages.store.artifacts import atomic_directory
+from stages.store.groups import Group, open_group
 from stages.store.handles import Handle
-from stages.store.provenance import Manifest, reference, write_manifest
-from stages.update import (
-    base_of,
-    learn,
-    open_learner,
-    open_pair,
-    read_history,
-    update_inputs,
-    write_checkpoint,
-    write_history,
-)
+from stages.telemetry import Clock, read_telemetry, record, seconds_left
+from stages.trackers import Log, figures, open_trackers, require_trackers
+from stages.update import base_of, learn, open_learner, open_pair, update_inputs, write_checkpoint
 from stages.workspace import next_path, open_checkpoint, open_env, open_policy, read_checkpoint, task_reward
 
 if TYPE_CHECKING:
+    from stages.learner import Learner
     from stages.policy.policy import VLAPolicy
-
-RUN = "run.json"
+    from stages.rewards.spec import RewardSpec
+    from stages.sim.vector import VectorEnv
 
 
 def train(
@@ -48,195 +51,198 @@ def train(
     reporter: Reporter | None = None,
     resume: bool = False,
 ) -> Handle:
-    """Trains from `checkpoint` for `train.iterations` iterations and evaluates before and after.
+    """Trains from `checkpoint` for at most `train.iterations` iterations and evaluates before and after.
 
     Args:
-        out: the run's folder: checkpoints/, groups/, advantages/, evals/, history.csv, curve.png, summary.json; None
-            numbers it under data/runs.
+        out: the run's folder, see `run_folder`; None numbers it under data/runs.
         resume: go on with what lies at `out`.
 
     Raises:
         ArtifactError: `out` holds a run and `resume` is false, or one of its artifacts is broken.
         MismatchError: `out` holds a run with other params or another start.
+        TgrpoError: `train.wandb` names a project and the package is not installed.
     """
     reporter = reporter or Silent()
-    out = out or next_path("runs")
+    require_trackers(params)
     params, checkpoint = open_checkpoint(params, checkpoint)
-    _claim(out, params, checkpoint, reward, resume)
-    checkpoints = [checkpoint, *(checkpoint_path(out, k) for k in range(1, params.train.iterations + 1))]
-    before = _evaluate(params, checkpoint, out / "evals", "before", reporter)
-    _iterate(params, checkpoints, reward, out, reporter)
-    after = _evaluate(params, checkpoints[-1], out / "evals", "after", reporter)
-    return _conclude(params, out, checkpoint, checkpoints[-1], before, after)
+    run = Run(params, checkpoint, reward, out or next_path("runs"))
+    run.claim(resume)
+    before = _evaluate(run, 0, "before", run.start, reporter)
+    ending = run.ending() or run.end(_iterate(run, reporter))
+    chosen = kept(run.validations(), ending, params.train.keep)
+    reporter.note(ending_line(run, ending, chosen))
+    after = _evaluate(run, ending.iteration, "after", run.checkpoint(chosen), reporter)
+    return conclude(run, ending, chosen, before, after)
 
 
-def checkpoint_path(out: Path, iteration: int) -> Path:
-    return out / "checkpoints" / f"{iteration:03d}"
+def _iterate(run: Run, reporter: Reporter) -> Ending:
+    """The iterations that are not on disk yet, until the run ends."""
+    params, k = run.params, run.done()
+    learner = open_learner(params, run.checkpoint(k))
+    with (
+        open_sampling_env(params) as env,
+        open_trackers(params, run.folder) as log,
+        reporter.table(f"{params.task}, {params.update.algo}, seed {params.seed}") as add_line,
+    ):
+        loop = _Loop(run, learner, env, task_reward(params, env.object_names, run.reward), reporter)
+        ending = loop.judge(k)
+        record(run.telemetry, k, loop.clock)
+        _log_all(run, loop.history, log)
+        first = k + 1
+        while ending is None:
+            k += 1
+            loop.clock = Clock()
+            loop.sample(k)
+            pairs = loop.weigh(k)
+            try:
+                row = loop.update(k, pairs)
+            except DivergedError as error:  # nothing was written, and the weights in memory are spoilt
+                return Ending("diverged", k, str(error))
+            loop.write(k, pairs)
+            ending = loop.judge(k)
+            record(run.telemetry, k, loop.clock)
+            lines, validation = read_telemetry(run.telemetry), run.read_validation(k)
+            log(k, figures(row, lines[-1], validation))
+            left = seconds_left(lines, k, run.last, params.train.validation.every)
+            add_line(cells(k, run.last, row, lines[-1], validation), "" if ending else f"about {in_words(left)} left")
+            if k == first and ending is None:
+                reporter.note(cost(run, k, lines, left))
+    return ending
 
 
-def _iterate(params: Params, checkpoints: list[Path], reward: Path | None, out: Path, reporter: Reporter) -> None:
-    """The iterations that are not on disk yet. checkpoints[k] is the one after iteration k."""
-    done = max(k for k, path in enumerate(checkpoints) if k == 0 or path.exists())
-    if done == len(checkpoints) - 1:
-        return
-    learner = open_learner(params, checkpoints[done])
-    manifest = read_checkpoint(checkpoints[done])
-    base = base_of(checkpoints[done], manifest)
-    history = read_history(checkpoints[done])
-    start_iteration = manifest.details["iteration"] - done
-    with open_env(params, params.rollout.envs) as env:
-        spec = task_reward(params, env.object_names, reward)
-        for k in range(done + 1, len(checkpoints)):
-            iteration = start_iteration + k
-            weighed = []
-            for index in range(params.rollout.groups):
-                group_at = out / "groups" / f"{k:03d}" / f"{index:03d}.zarr"
-                if not group_at.exists():
-                    sample_group(
-                        learner.policy,
-                        env,
-                        spec,
-                        params,
-                        iteration=iteration,
-                        index=index,
-                        inputs=group_inputs(group_at, checkpoints[k - 1], reward),
-                        out=group_at,
-                        reporter=reporter,
-                    )
-                weighed.append(out / "advantages" / f"{k:03d}" / group_at.name)
-                if not weighed[-1].exists():
-                    weigh_group(open_group(group_at), params.advantage, weighed[-1])
-            pairs = [open_pair(path) for path in weighed]
-            row = learn(learner, pairs, params, iteration, reporter)
-            history.append(row)
-            parent_manifest = read_checkpoint(checkpoints[k - 1])
-            write_checkpoint(
-                learner,
-                checkpoints[k],
-                parent=checkpoints[k - 1],
-                parent_manifest=parent_manifest,
-                base=base,
-                history=history,
-                group=pairs[0][0],
-                seed=params.seed,
-                params=params,
-                inputs=update_inputs(weighed, checkpoints[k]),
-            )
-            reporter.note(
-                f"iteration {k}/{len(checkpoints) - 1}: success {row['success']:.0%}, return {row['return']:.1f}, "
-                f"KL {row['kl']:.4f}, entropy {row['entropy']:.3f}, {row['groups_used']:.0f} of {row['groups']:.0f} groups used"
-            )
+class _Loop:
+    """The parts of an iteration, each over the core of its own command, and what they share while a run goes on."""
 
+    def __init__(self, run: Run, learner: "Learner", env: "VectorEnv", spec: "RewardSpec", reporter: Reporter) -> None:
+        self.clock = Clock()  # of the iteration that goes on
+        self.history = read_history(run.checkpoint(run.done()))
+        self._run = run
+        self._learner = learner
+        self._env = env
+        self._spec = spec
+        self._reporter = reporter
+        start = read_checkpoint(run.start)
+        self._base = base_of(run.start, start)
+        self._offset: int = start.details["iteration"]
 
-def _claim(out: Path, params: Params, checkpoint: Path, reward: Path | None, resume: bool) -> None:
-    """Makes the run's folder and writes down what it is a run of, or checks that it is the same run."""
-    record = {
-        "params": params.model_dump(exclude={"loop"}),
-        "checkpoint": digest_of(checkpoint) if read_checkpoint(checkpoint) else None,
-        "reward": digest_of(reward) if reward else None,
-    }
-    path = out / RUN
-    if path.exists():
-        if not resume:
-            raise ArtifactError(f"{out} holds a run already; go on with it by --resume, or choose another --out")
-        found = json.loads(path.read_text())
-        changed = sorted(_differences(found, record))
-        if changed:
-            raise MismatchError(
-                f"{out} is a run with another {', '.join(changed[:3])}; resume it with its own params, or choose another --out"
-            )
-        return
-    if out.exists() and any(out.iterdir()):
-        raise ArtifactError(f"{out} exists and is no run of `tgrpo train`; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
-
-
-def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys at which two nested records differ."""
-    keys: list[str] = []
-    for key in a.keys() | b.keys():
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            keys += _differences(left, right, f"{prefix}{key}.")
-        elif left != right:
-            keys.append(f"{prefix}{key}")
-    return keys
-
-
-def _evaluate(params: Params, checkpoint: Path, out: Path, when: str, reporter: Reporter) -> list[dict[str, Any]]:
-    """Evaluates at every temperature of params; what is on disk already is read. Returns the summaries."""
-    summaries = []
-    policy: VLAPolicy | None = None  # one for all temperatures; none when all is on disk
-    for temperature in params.train.eval_temperatures:
-        at = out / f"{when}-t{temperature:g}"
-        if not at.exists():
-            here = params.model_copy(update={"eval": params.eval.model_copy(update={"temperature": temperature})})
-            policy = policy or open_policy(here, checkpoint)
-            with open_env(here, min(here.eval.envs, here.eval.episodes)) as env:
-                episodes = evaluate_policy(policy, env, here, reporter)
-            write_evaluation(at, checkpoint, episodes, here)
-        summary: dict[str, Any] = json.loads((at / "summary.json").read_text())
-        reporter.note(f"{when} training, {_temperature(temperature)}: {rate_line(summary)}")
-        summaries.append(summary)
-    return summaries
-
-
-def _temperature(temperature: float) -> str:
-    return "greedy" if temperature == 0 else f"sampled at temperature {temperature:g}"
-
-
-def rate_line(summary: dict[str, Any]) -> str:
-    """`35/50 = 70% (95% Wilson interval 56% to 81%)`."""
-    return (
-        f"{summary['successes']}/{summary['episodes']} = {summary['success_rate']:.0%} "
-        f"({summary['confidence']:.0%} Wilson interval {summary['low']:.0%} to {summary['high']:.0%})"
-    )
-
-
-def _conclude(
-    params: Params,
-    out: Path,
-    start: Path,
-    end: Path,
-    before: list[dict[str, Any]],
-    after: list[dict[str, Any]],
-) -> Handle:
-    history = read_history(end)
-    write_history(out / "history.csv", history)
-    plot_history(out / "curve.png", history, before, after)
-    summary = {"iterations": params.train.iterations, "task": params.task, "before": before, "after": after}
-    write_json(out / "summary.json", summary)
-    (out / "summary.md").write_text(_report(params, before, after))
-    write_manifest(
-        out,
-        Manifest(
-            kind="train",
-            params=params.model_dump(exclude={"loop"}),
-            seed=params.seed,
-            inputs={"start": reference(start, out), "end": reference(end, out)},
-            details={"task": params.task},
-        ),
-    )
-    return describe(out)
-
-
-def _report(params: Params, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
-    """The run's result as Markdown. Whether the intervals overlap is said, so that nobody reads noise as a gain."""
-    rows = [
-        f"| {_temperature(b['temperature'])} | {rate_line(b)} | {rate_line(a)} | "
-        f"{'yes' if max(a['low'], b['low']) <= min(a['high'], b['high']) else 'no'} |"
-        for b, a in zip(before, after, strict=True)
-    ]
-    return "\n".join(
-        [
-            f"# {params.task} after {params.train.iterations} iterations, seed {params.seed}",
-            "",
-            f"Success on {before[0]['episodes']} official initial states, none of which training used.",
-            "",
-            "| acting | before | after | intervals overlap |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            "",
+    def sample(self, k: int) -> None:
+        """Samples the groups of iteration k that are not on disk yet."""
+        run, params = self._run, self._run.params
+        paths = [run.group(k, index) for index in range(params.rollout.groups)]
+        wanted = [
+            Wanted(index, path, group_inputs(path, run.checkpoint(k - 1), run.reward))
+            for index, path in enumerate(paths)
+            if not path.exists()
         ]
-    )
+        if not wanted:
+            return
+        with self.clock.part("sample"):
+            for handle in sample_groups(
+                self._learner.policy,
+                self._env,
+                self._spec,
+                params,
+                wanted,
+                iteration=self._offset + k,
+                reporter=self._reporter,
+            ):
+                self.clock.env_steps += open_group(handle.path).summary.env_steps
+
+    def weigh(self, k: int) -> list[tuple[Group, Advantages]]:
+        """The groups of iteration k with their advantages, which are computed where they are not on disk yet."""
+        run, pairs = self._run, []
+        with self.clock.part("weigh"):
+            for index in range(run.params.rollout.groups):
+                path = run.advantages(k, index)
+                if not path.exists():
+                    weigh_group(open_group(run.group(k, index)), run.params, path, reporter=self._reporter)
+                pairs.append(open_pair(path))
+        return pairs
+
+    def update(self, k: int, pairs: Sequence[tuple[Group, Advantages]]) -> dict[str, float]:
+        """Updates the policy; returns the iteration's line of the history.
+
+        Raises:
+            DivergedError: a loss or a gradient is not finite.
+        """
+        with self.clock.part("update"):
+            row = learn(self._learner, pairs, self._run.params, self._offset + k, self._reporter)
+        self.history.append(row)
+        return row
+
+    def write(self, k: int, pairs: Sequence[tuple[Group, Advantages]]) -> None:
+        """Writes the checkpoint of iteration k, and the history so far beside it for those who watch."""
+        run = self._run
+        with self.clock.part("write"):
+            write_checkpoint(
+                self._learner,
+                run.checkpoint(k),
+                parent=run.checkpoint(k - 1),
+                parent_manifest=read_checkpoint(run.checkpoint(k - 1)),
+                base=self._base,
+                history=self.history,
+                groups=[group for group, _ in pairs],
+                seed=run.params.seed,
+                params=run.params,
+                inputs=update_inputs([advantages.path for _, advantages in pairs], run.checkpoint(k)),
+            )
+            write_history(run.folder / HISTORY, self.history)
+
+    def judge(self, k: int) -> Ending | None:
+        """Whether the run ends after iteration k; validates its checkpoint, which the policy is, where that is due.
+
+        The last checkpoint of a run is validated as well, unless it is trouble that ended it.
+        """
+        run, params = self._run, self._run.params.train
+        rows = self.history[len(self.history) - k :]  # the start may have a history of its own
+        if k and (ending := trouble(rows[-1], params.guard, k)):
+            return ending
+        ending = idle(rows, params.guard)
+        if ending is None and k == run.last:
+            ending = Ending("completed", k, "it ran all its iterations")
+        if due(k, k if ending else run.last, params.validation.every) and run.read_validation(k) is None:
+            with self.clock.part("validate"):
+                summary = validate(self._learner.policy, self._env, run.params, self._reporter)
+                run.write_validation(k, asdict(summary))
+        validations = run.validations()
+        newest = judge(validations, params.guard) if validations and validations[-1].iteration == k else None
+        return newest or ending
+
+
+def _log_all(run: Run, history: Sequence[dict[str, float]], log: Log) -> None:
+    """Logs the iterations that are on disk, so that trackers show a resumed run whole."""
+    lines = {int(line["iteration"]): line for line in read_telemetry(run.telemetry)}
+    done = run.done()
+    for k in range(done + 1):
+        row = history[len(history) - done + k - 1] if k else None
+        log(k, figures(row, lines.get(k), run.read_validation(k)))
+
+
+def _evaluate(run: Run, k: int, when: str, checkpoint: Path, reporter: Reporter) -> list[Path]:
+    """Evaluates at every temperature of params; what is on disk already is left as it is. Returns the folders.
+
+    Args:
+        k: the line of the telemetry that this counts to.
+    """
+    clock = Clock()
+    folders = []
+    policy: VLAPolicy | None = None  # one for all temperatures; none when all is on disk
+    for temperature in run.params.train.eval_temperatures:
+        at = run.folder / "evals" / f"{when}-t{temperature:g}"
+        start_at = run.folder / "evals" / f"before-t{temperature:g}"
+        here = run.params.model_copy(update={"eval": run.params.eval.model_copy(update={"temperature": temperature})})
+        if at.exists():
+            pass
+        elif checkpoint == run.start and start_at.exists():  # the same episodes again, to the last bit
+            with atomic_directory(at) as folder:
+                shutil.copytree(start_at, folder, dirs_exist_ok=True)
+        else:
+            with clock.part("evaluate"):
+                policy = policy or open_policy(here, checkpoint)
+                with open_env(here, min(here.eval.envs, here.eval.episodes)) as env:
+                    episodes = evaluate_policy(policy, env, here, reporter)
+                write_evaluation(at, checkpoint, episodes, here)
+        reporter.note(f"{when} training, {acting(temperature)}: {rate_line(read_summary(at))}")
+        folders.append(at)
+    record(run.telemetry, k, clock)
+    return folders

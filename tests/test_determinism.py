@@ -16,7 +16,7 @@ def test_two_iterations_staged_fused_and_resumed_are_byte_identical(
     tgrpo: Callable[..., Run], project: Path, monkeypatch
 ) -> None:
     sets = [part for item in SETTINGS for part in ("--set", item)]
-    previous = "data/embedded/openvla-tiny-butter"
+    previous = "data/embedded/openvla-tiny/libero_object/6"
     for k in ("001", "002"):
         for command in (
             ["rollout", "--checkpoint", previous, "--out", f"data/staged/groups/{k}"],
@@ -30,15 +30,21 @@ def test_two_iterations_staged_fused_and_resumed_are_byte_identical(
     monkeypatch.chdir(project)
     params = load_params(
         Path("params.yaml"),
-        [*SETTINGS, "train.iterations=2", "eval.episodes=1", "eval.envs=1", "eval.videos=0", "eval.max_env_steps=24"],
+        [
+            *SETTINGS,
+            *("train.iterations=2", "train.keep=last", "train.validation.episodes=1"),
+            *("eval.episodes=1", "eval.envs=1", "eval.videos=0", "eval.max_env_steps=24"),
+        ],
     )
-    train(params, Path(params.policy.base), out=Path("data/fused"))
+    train(params, Path(params.policy.base_of(params.task)), out=Path("data/fused"))
 
     # Cut off within the second iteration: its second group and all that follows are missing.
     shutil.copytree("data/fused", "data/resumed")
     for lost in ("groups/002/001.zarr", "advantages/002", "checkpoints/002", "evals/after-t0", "evals/after-t1"):
         shutil.rmtree(Path("data/resumed") / lost)
-    train(params, Path(params.policy.base), out=Path("data/resumed"), resume=True)
+    for lost in ("validations/002.json", "ending.json", "validation.csv", "summary.json", "summary.md", "tgrpo.json"):
+        (Path("data/resumed") / lost).unlink()
+    train(params, Path(params.policy.base_of(params.task)), out=Path("data/resumed"), resume=True)
 
     staged = Path("data/staged")
     artifacts = [
@@ -48,6 +54,8 @@ def test_two_iterations_staged_fused_and_resumed_are_byte_identical(
     for artifact in artifacts:
         assert digest_of(staged / artifact) == digest_of(Path("data/fused") / artifact), artifact
         assert digest_of(staged / artifact) == digest_of(Path("data/resumed") / artifact), artifact
+    for name in ("history.csv", "validation.csv", "ending.json", "summary.json", "summary.md", "evals/after-t1"):
+        assert digest_of(Path("data/fused") / name) == digest_of(Path("data/resumed") / name), name
 
     # The seed decides: another one samples other actions.
     other = tgrpo("rollout", "--out", "data/other", "--seed", 1, *sets)

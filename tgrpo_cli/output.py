@@ -3,13 +3,16 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from stages.reporting import Advance, Reporter
+from stages.reporting import AddLine, Advance, Reporter
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress
+
     from stages.store.handles import Handle
 
 
@@ -70,17 +73,64 @@ class LineReporter:
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    @contextmanager
+    def table(self, title: str) -> Iterator[AddLine]:
+        def add(cells: Mapping[str, str], left: str) -> None:
+            said = ", ".join(f"{name} {cell}" for name, cell in cells.items() if cell)
+            self.note(f"{said}; {left}" if left else said)
+
+        yield add
+
 
 class BarReporter:
-    """Progress bars with an ETA, for terminals."""
+    """Progress bars with an ETA, for terminals; a table stands above them while it grows."""
+
+    SHOWN = 10  # last lines of a table while it grows; all of them stay on the screen at the end
 
     def __init__(self) -> None:
         from rich.console import Console
 
         self._console = Console(stderr=True)
+        self._lines: list[Mapping[str, str]] | None = None  # of the table that is open
+        self._title, self._left = "", ""
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:
+        from rich.live import Live
+
+        progress = self._progress()
+        task = progress.add_task(label, total=total, note="")
+        with Live(get_renderable=lambda: self._screen(progress), console=self._console, transient=True):
+            yield lambda steps, note: progress.update(task, advance=steps, note=note)
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    @contextmanager
+    def table(self, title: str) -> Iterator[AddLine]:
+        self._lines, self._title, self._left = [], title, ""
+        lines = self._lines
+
+        def add(cells: Mapping[str, str], left: str) -> None:
+            lines.append(cells)
+            self._left = left
+
+        try:
+            yield add
+        finally:
+            self._lines = None
+            if lines:
+                self._console.print(_table(title, lines, self._console.width))
+
+    def _screen(self, progress: "Progress") -> "RenderableType":
+        from rich.console import Group
+
+        if not self._lines:
+            return progress
+        table = _table(self._title, self._lines[-self.SHOWN :], self._console.width)
+        return Group(table, self._left, progress)
+
+    def _progress(self) -> "Progress":
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -90,7 +140,7 @@ class BarReporter:
             TimeRemainingColumn,
         )
 
-        columns = (
+        return Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -98,13 +148,25 @@ class BarReporter:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
+            console=self._console,
         )
-        with Progress(*columns, console=self._console, transient=True) as progress:
-            task = progress.add_task(label, total=total, note="")
-            yield lambda steps, note: progress.update(task, advance=steps, note=note)
 
-    def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+
+def _table(title: str, lines: list[Mapping[str, str]], width: int) -> "RenderableType":
+    """Lines of the same columns, most important first; those that the terminal is too narrow for are left out."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    shown = []
+    for column in lines[0]:
+        width -= max(len(column), *(len(line[column]) for line in lines)) + 2
+        if width < 0:
+            break
+        shown.append(column)
+        table.add_column(column, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*(line[column] for column in shown))
+    return table
 
 
 def reporter() -> Reporter:

@@ -86,7 +86,15 @@ def write_json(path: Path, data: object) -> None:
 
     NaN and infinity, which JSON does not know, are refused with ValueError.
     """
-    text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file by rename, so that nobody reads half of it.
+
+    Raises:
+        TgrpoError: the disk is full.
+    """
     partial = path.with_name(f".{path.name}{_PARTIAL}{secrets.token_hex(4)}")
     try:
         partial.write_text(text, encoding="utf-8")
