@@ -23,6 +23,8 @@ TOOLS = {
     "doctor",
     "export",
     "parity",
+    "compare",
+    "paper",
 }  # commands that are no stage of the pipeline
 SHARED = {"seed", "task", "sim", "policy", "loop"}  # params that several stages read, and DVC's own
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -78,9 +80,9 @@ def test_advantage_needs_neither_torch_nor_the_simulator() -> None:
         (["advantage"], "", 2, "no handle on stdin"),
         (["advantage"], "what\n", 2, "is no handle"),
         (["advantage", "nowhere.zarr"], None, 1, "nowhere.zarr does not exist"),
-        (["advantage", "data/embedded/openvla-tiny-butter"], None, 2, "of kind 'checkpoint'"),
+        (["advantage", "data/embedded/openvla-tiny/libero_object/6"], None, 2, "of kind 'checkpoint'"),
         (["update"], '{"kind": "group", "path": "x", "digest": "0"}\n', 2, "expected advantages"),
-        (["sft", "data/embedded/openvla-tiny-butter"], None, 2, "of kind 'checkpoint'"),
+        (["sft", "data/embedded/openvla-tiny/libero_object/6"], None, 2, "of kind 'checkpoint'"),
         (["eval", "data"], None, 1, "no whole artifact"),
         (["inspect", "nowhere"], None, 1, "nowhere does not exist"),
         (["gen-reward", "--task", "libero_goal/1"], None, 2, "libero_object"),

@@ -38,8 +38,14 @@ def test_the_ground_imports_nothing_of_ours_but_itself() -> None:
 
 
 def test_stages_do_not_import_the_command_line() -> None:
-    for path in (ROOT / "stages").glob("*.py"):
+    for path in (ROOT / "stages").rglob("*.py"):
         assert not any(name.startswith("tgrpo_cli") for name in imports(path)), path
+
+
+def test_the_paper_stands_on_top_of_the_stages() -> None:
+    for path in (ROOT / "stages").rglob("*.py"):
+        if path.parent.name != "paper":
+            assert not any(name.startswith("stages.paper") for name in imports(path)), path
 
 
 def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:
