@@ -36,7 +36,7 @@ test: lint
 test-all: lint
 	$(BIN)/pytest
 
-# Removes what the commands wrote and the environment; the embedded checkpoint is part of the repository and stays.
+# Removes what the commands wrote and the environment; the embedded checkpoints are part of the repository and stay.
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find data -mindepth 1 -maxdepth 1 ! -name embedded -exec rm -rf {} +

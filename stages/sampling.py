@@ -25,7 +25,7 @@ from stages.sim.backends import choose_backend
 from stages.store.groups import write_group
 from stages.store.handles import Handle
 from stages.store.schema import GroupAttrs
-from stages.types import ACTION_DIM, InitialState, VectorObservation
+from stages.types import ACTION_DIM, InitialState
 from stages.workspace import open_env
 
 if TYPE_CHECKING:
@@ -75,28 +75,28 @@ def sample_groups(
     running: dict[int, _GroupUnderWay] = {}  # by block
     done: dict[int, Handle] = {}  # by index, until it is their turn
     told = 0
-    with (
-        ExitStack() as stack,
-        (reporter or Silent()).bar("rollout", size * len(wanted)) as advance,
-    ):
-        while waiting or running:
-            for block, slots in enumerate(blocks):
-                if waiting and block not in running:
-                    running[block] = stack.enter_context(
-                        _GroupUnderWay(policy, env, slots, reward, params, waiting.pop(0), iteration, overwrite)
-                    )
-            actions, active = np.zeros((env.num_envs, ACTION_DIM)), np.zeros(env.num_envs, np.bool_)
-            for group in running.values():
-                active[group.slots] = group.active
-                actions[group.slots] = group.decide()
-            after = env.step(actions, active)
+    with ExitStack() as stack, (reporter or Silent()).bar("rollout", size * len(wanted)) as advance:
+
+        def start(block: int) -> None:
+            group = _GroupUnderWay(policy, env, blocks[block], reward, params, waiting.pop(0), iteration, overwrite)
+            running[block] = stack.enter_context(group)
+            group.act()
+
+        for block in range(min(len(blocks), len(waiting))):
+            start(block)
+        while running:
+            # While one group's environments run, the policy decides for another.
             for block, group in list(running.items()):
-                ended = group.record(after[group.slots])
+                ended = group.observe()
                 advance(ended, f"{sum(other.successes for other in running.values())} successful of those under way")
-                if not group.active.any():
-                    group.__exit__(None, None, None)
-                    done[group.wanted.index] = describe(group.wanted.out)
-                    del running[block]
+                if group.active.any():
+                    group.act()
+                    continue
+                group.__exit__(None, None, None)
+                done[group.wanted.index] = describe(group.wanted.out)
+                del running[block]
+                if waiting:
+                    start(block)
             while told < len(wanted) and wanted[told].index in done:
                 yield done.pop(wanted[told].index)
                 told += 1
@@ -122,6 +122,7 @@ class _GroupUnderWay:
         self.active = np.ones(len(slots), np.bool_)
         self.successes = 0
         self._policy = policy
+        self._env = env
         self._language = env.task.language
         self._temperature = p.temperature
         self._stop = p.stop
@@ -179,8 +180,8 @@ class _GroupUnderWay:
             self._open = False
             self._file.__exit__(*error)  # type: ignore[arg-type]
 
-    def decide(self) -> NDArray[np.float64]:
-        """Samples an action for every trajectory that still runs; returns (G, 7), zero for the others."""
+    def act(self) -> None:
+        """Samples an action for every trajectory that still runs, and starts them."""
         seen, active = self._seen, self.active
         acted = asdict(
             self._policy.act(
@@ -190,10 +191,14 @@ class _GroupUnderWay:
         self._decision = {name: np.zeros((len(active), ACTION_DIM), rows.dtype) for name, rows in acted.items()}
         for name, rows in acted.items():
             self._decision[name][active] = rows
-        return self._decision["action"]
+        actions = np.zeros((self._env.num_envs, ACTION_DIM))
+        stepped = np.zeros(self._env.num_envs, np.bool_)
+        actions[self.slots], stepped[self.slots] = self._decision["action"], active
+        self._wait = self._env.start_step(actions, stepped)
 
-    def record(self, after: VectorObservation) -> int:
-        """Scores and writes down the decision and what it led to; returns how many trajectories ended with it."""
+    def observe(self) -> int:
+        """Waits for what the actions lead to, scores it and writes it down; returns how many trajectories ended with it."""
+        after = self._wait()[self.slots]
         active = self.active
         reward, milestone = self._scorer.score(after.scene)
         self._writer.append(

@@ -5,7 +5,8 @@ import os
 import selectors
 import time
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -86,6 +87,7 @@ class VectorEnv:
         """Builds the environment once and forks all workers, none of which has begun an episode."""
         num_envs = self.num_envs
         self._slots = [_Slot(index) for index in range(num_envs)]
+        self._under_way: set[int] = set()  # the environments that answer to a request
         self._nursery = Nursery(self.task, self._sim, self.assets, draw=num_envs > 1)
         self._shut = weakref.finalize(self, _shut_down, os.getpid(), self._nursery, self._slots)
         try:
@@ -138,7 +140,21 @@ class VectorEnv:
         Raises:
             SimulatorError: actions of another shape or not finite, and nothing was stepped; or a worker raised, or was
                 lost too often, and all environments are closed.
-            ValueError: `active` has another shape, or an environment was never reset.
+            ValueError: `active` has another shape, or an environment was never reset or is being stepped.
+        """
+        return self.start_step(actions, active)()
+
+    def start_step(
+        self, actions: NDArray[np.float64], active: NDArray[np.bool_] | None = None
+    ) -> Callable[[], VectorObservation]:
+        """Starts what `step` does and returns at once, so that the caller can decide for other environments meanwhile.
+
+        Returns:
+            What waits for the step and then returns the observation, of which only the stepped rows are new for sure. To be
+            called once, before these environments are asked for anything else.
+
+        Raises:
+            SimulatorError, ValueError: as `step`; what a worker does wrong is raised by the wait.
         """
         if np.shape(actions) != (self.num_envs, ACTION_DIM):
             raise SimulatorError(
@@ -158,8 +174,13 @@ class VectorEnv:
                     " a policy that diverged? train it with a smaller update.lr"
                 )
             requests[index] = Command.STEP, action
-        self._run(requests)
-        return observation(self._rows)
+        waiting = self._start_requests(requests)
+
+        def finish() -> VectorObservation:
+            self._finish_requests(waiting, requests)
+            return observation(self._rows)
+
+        return finish
 
     def restart(self) -> None:
         """Starts all environments anew, after a failure has closed them too; each needs a reset before its next step.
@@ -171,7 +192,7 @@ class VectorEnv:
         self._start()
 
     def close(self) -> None:
-        """Ends all processes and waits for them. May be called twice."""
+        """Ends all processes and waits for them, also those of steps under way. May be called twice."""
         self._shut()
 
     def __enter__(self) -> "VectorEnv":
@@ -184,16 +205,38 @@ class VectorEnv:
 
     def _run(self, requests: Mapping[int, _Request | None]) -> None:
         """Does what is asked of some environments, all at once, whatever becomes of their workers on the way."""
+        self._finish_requests(self._start_requests(requests), requests)
+
+    def _start_requests(self, requests: Mapping[int, _Request | None]) -> selectors.BaseSelector:
+        """Sends what is asked of some environments; returns what `_finish_requests` waits with."""
         if not self._shut.alive:
             raise SimulatorError(f"the environments of {self.task.id} are closed; make new ones")
+        busy = self._under_way & requests.keys()
+        if busy:
+            raise ValueError(f"{self._name(min(busy))} is being stepped; wait for that first")
+        waiting = selectors.DefaultSelector()
+        with self._closing_all():
+            self._under_way |= requests.keys()
+            for index, request in requests.items():
+                slot = self._slots[index]
+                self._go_on(waiting, slot, self._job(slot, request))
+        return waiting
+
+    def _finish_requests(self, waiting: selectors.BaseSelector, requests: Mapping[int, _Request | None]) -> None:
+        """Waits until all of it is done."""
+        if not self._shut.alive:
+            raise SimulatorError(f"the environments of {self.task.id} were closed while they were stepped")
+        with self._closing_all(), waiting:
+            while waiting.get_map():
+                self._await(waiting)
+            self._under_way -= requests.keys()
+
+    @contextmanager
+    def _closing_all(self) -> Iterator[None]:
+        """Closes everything on any failure, an interrupt too: answers under way would be taken for those of what is next."""
         try:
-            with selectors.DefaultSelector() as waiting:
-                for index, request in requests.items():
-                    slot = self._slots[index]
-                    self._go_on(waiting, slot, self._job(slot, request))
-                while waiting.get_map():
-                    self._await(waiting)
-        except BaseException:  # an interrupt too: answers under way would be taken for those of the next request
+            yield
+        except BaseException:
             self.close()
             raise
 

@@ -149,6 +149,27 @@ def test_others_are_left_as_they_are(vector: VectorEnv) -> None:
     np.testing.assert_array_equal(before.image, kept[1])
 
 
+def test_steps_of_different_environments_may_overlap(
+    vector: VectorEnv, undisturbed: list[VectorObservation], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Started one after the other and waited for in any order, also when a worker dies on the way."""
+    vector.reset(STARTS)
+    alone = [np.array([True, False]), np.array([False, True])]
+    for step, actions in enumerate(ACTIONS):
+        waits = [vector.start_step(actions, active) for active in alone]
+        with pytest.raises(ValueError, match=rf"environment 1 of {TASK.id} is being stepped"):
+            vector.step(actions, alone[1])
+        if step == 2:
+            os.kill(_worker(vector, 0), signal.SIGKILL)
+        for n in (1, 0) if step % 2 else (0, 1):
+            _equal(waits[n](), undisturbed[step + 1], n)
+    assert "environment 0" in caplog.text
+    wait = vector.start_step(ACTIONS[0], alone[0])
+    again = vector.reset(STARTS[1:], indices=[1])  # the other one meanwhile
+    _equal(again, undisturbed[0], 1)
+    wait()
+
+
 def test_a_decision_ends_early_on_success() -> None:
     """The worker's loop on LIBERO's environment, with the butter put above the basket's bottom."""
     env = LiberoEnv(TASK, SIM, resolve_assets(SIM))
