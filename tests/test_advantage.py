@@ -51,7 +51,7 @@ def write(
 def weigh(group: Path, params: Params, algo: str = "tgrpo", **changes: object) -> Advantages:
     params = params.model_copy(
         update={
-            "advantage": params.advantage.model_copy(update={"min_return_std": 0.0, **changes}),
+            "advantage": params.advantage.model_copy(update={"group_by": "step", "min_return_std": 0.0, **changes}),
             "update": params.update.model_copy(update={"algo": algo, "gamma": 0.5}),
         }
     )

@@ -87,7 +87,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sampled]:
 
 
 def having(params: Params, algo: str, **changes: Any) -> Params:
-    given = {"algo": algo, "minibatch": 6, "epochs": 4, "lr": 1e-3, "beta": 0.0, **changes}
+    given = {"algo": algo, "schedule": "minibatch", "minibatch": 6, "epochs": 4, "lr": 1e-3, "beta": 0.0, **changes}
     return params.model_copy(
         update={
             "advantage": params.advantage.model_copy(update={"min_return_std": 0.0}),

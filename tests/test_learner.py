@@ -24,6 +24,12 @@ from stages.reporting import Silent
 INSTRUCTION = "pick up the butter and place it in the basket"
 
 
+@pytest.fixture
+def params(params: Params) -> Params:
+    """With minibatches, whatever the profile takes."""
+    return params.model_copy(update={"update": params.update.model_copy(update={"schedule": "minibatch"})})
+
+
 def make_policy(params: Params, embedded: Path, **changes: Any) -> VLAPolicy:
     policy = VLAPolicy.load(embedded, "cpu", trainable=True, **changes)
     policy.add_lora(params.policy.lora, seed=1)
