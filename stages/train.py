@@ -18,9 +18,10 @@ from stages.advantage import weigh_group
 from stages.conclusion import acting, conclude, ending_line, read_summary
 from stages.errors import DivergedError
 from stages.estimate import clock as in_words
-from stages.evaluate import evaluate_policy, rate_line, validate, write_evaluation
+from stages.evaluate import evaluate_policy, rate_line, start_states, validate, write_evaluation
 from stages.guard import Ending, due, idle, judge, kept, trouble
 from stages.history import HISTORY, read_history, write_history
+from stages.lineage import refuse_trained_on
 from stages.live import cells, cost
 from stages.params import Params
 from stages.reporting import Reporter, Silent
@@ -59,12 +60,15 @@ def train(
 
     Raises:
         ArtifactError: `out` holds a run and `resume` is false, or one of its artifacts is broken.
-        MismatchError: `out` holds a run with other params or another start.
+        MismatchError: `out` holds a run with other params or another start, or `checkpoint` was trained on states that it
+            would be validated or evaluated on.
         TgrpoError: `train.wandb` names a project and the package is not installed.
     """
     reporter = reporter or Silent()
     require_trackers(params)
     params, checkpoint = open_checkpoint(params, checkpoint)
+    for starts, n in ((params.eval.starts, params.eval.episodes), ("validation", params.train.validation.episodes)):
+        refuse_trained_on(checkpoint, read_checkpoint(checkpoint), start_states(starts, n, params.seed))
     run = Run(params, checkpoint, reward, out or next_path("runs"))
     run.claim(resume)
     before = _evaluate(run, 0, "before", run.start, reporter)

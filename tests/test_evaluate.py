@@ -35,6 +35,7 @@ from stages.sampling import Wanted, sample_groups
 from stages.seeding import derive_seed
 from stages.store.episodes import open_episodes
 from stages.store.groups import open_group
+from stages.train import train
 from stages.types import InitialState
 from stages.update import update
 from stages.workspace import open_env, open_policy, read_checkpoint, task_reward
@@ -274,6 +275,9 @@ def test_a_step_from_an_official_state_is_remembered_by_all_later_checkpoints(en
     assert any("1 official" in line and line.endswith("start states") for line in inspect(checkpoint, None, None, dict))
     with pytest.raises(MismatchError, match=r"trained on 1 of the 2 start states .* official/1 first"):
         next(evaluate_checkpoints(params, [checkpoint], out=tmp_path / "e"))
+    with pytest.raises(MismatchError, match=r"trained on 1 of the 2 start states .* official/1 first"):
+        train(params, checkpoint, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line(tgrpo: Callable[..., Run], project: Path) -> None:

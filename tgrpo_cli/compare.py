@@ -25,7 +25,7 @@ def command(
 
     Example:
 
-        tgrpo compare data/embedded/openvla-tiny-butter data/runs/0001/checkpoints/014
+        tgrpo compare data/embedded/openvla-tiny/libero_object/6 data/runs/0001/checkpoints/014
     """
     import json
 
