@@ -51,9 +51,6 @@ class EvalSummary:
     starts: Starts
     repeats: int
 
-    def line(self) -> str:
-        return rate_line(asdict(self))
-
 
 def rate_line(summary: Mapping[str, Any]) -> str:
     """`35/49 = 71% (95% Wilson interval 58% to 82%), 1 crashed`, from the fields of an `EvalSummary`."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import get_type_hints
 
+from stages.store.episodes import EPISODE_AXES, EPISODES_ARRAYS, EpisodesAttrs
 from stages.store.schema import (
     ADVANTAGES_ARRAYS,
     AXES,
@@ -22,14 +23,16 @@ from stages.store.schema import (
 def render(text: str) -> str:
     """Puts the table of that name between each `<!-- table: NAME -->` and the next `<!-- end -->`."""
     tables = {
-        "axes": _table(("Axis", "What it counts"), AXES.items()),
+        "axes": _table(("Axis", "What it counts"), {**AXES, **EPISODE_AXES}.items()),
         "chunks": _table(("Rule", "One zarr chunk holds"), ((name, rule.description) for name, rule in CHUNKS.items())),
         "group arrays": _array_table(GROUP_ARRAYS),
         "advantages arrays": _array_table(ADVANTAGES_ARRAYS),
+        "episodes arrays": _array_table(EPISODES_ARRAYS),
         "common attributes": _table(("Attribute", "What it says"), _code_names(COMMON_ATTRS)),
         "group attributes": _table(("Attribute", "What it says"), _code_names(_descriptions(GroupAttrs))),
         "group summary": _table(("Field", "What it says"), _code_names(GROUP_SUMMARY)),
         "advantages attributes": _table(("Attribute", "What it says"), _code_names(_descriptions(AdvantagesAttrs))),
+        "episodes attributes": _table(("Attribute", "What it says"), _code_names(_descriptions(EpisodesAttrs))),
     }
     return re.sub(
         r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)",

@@ -30,7 +30,7 @@ FIXED_SIZES = {"A": 7, "C": 3, "P": 8, "xyz": 3, "xyzw": 4, "finger": 2}
 
 @dataclass(frozen=True)
 class ChunkRule:
-    """How an array is cut: into one trajectory or all, and into so many decisions (None: all of that axis)."""
+    """How an array is cut: into one trajectory (or episode) or all, and into so many decisions (None: all of that axis)."""
 
     trajectories: int | None
     decisions: int | None
@@ -68,7 +68,7 @@ class ArraySpec:
     def chunk_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The zarr chunk shape by the array's rule, at least 1 along every axis."""
         rule = CHUNKS[self.chunks]
-        by_rule = {"G": rule.trajectories, "T": rule.decisions}
+        by_rule = {"G": rule.trajectories, "E": rule.trajectories, "T": rule.decisions}
         return tuple(max(1, by_rule.get(dim) or size) for dim, size in zip(self.dims, self.shape(sizes), strict=True))
 
 
