@@ -84,6 +84,7 @@ def test_advantage_needs_neither_torch_nor_the_simulator() -> None:
         (["update"], '{"kind": "group", "path": "x", "digest": "0"}\n', 2, "expected advantages"),
         (["sft", "data/embedded/openvla-tiny/libero_object/6"], None, 2, "of kind 'checkpoint'"),
         (["eval", "data"], None, 1, "no whole artifact"),
+        (["compare", "data", "--json", "nowhere/x.json"], None, 2, "there is no folder nowhere"),
         (["inspect", "nowhere"], None, 1, "nowhere does not exist"),
         (["gen-reward", "--task", "libero_goal/1"], None, 2, "libero_object"),
     ],

@@ -3,7 +3,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tgrpo_cli.options import DEFAULT_PARAMS, ParamsFile, Set, TaskId, read_params
+from tgrpo_cli.options import DEFAULT_PARAMS, ParamsFile, Set, TaskId, read_params, require_folder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +36,7 @@ def sim(
     from stages.bench_sim import bench_sim, table
     from tgrpo_cli.output import reporter
 
-    _require_folder(json)
+    require_folder(json)
     resolved = read_params(params, set_, task=task)
     record = bench_sim(resolved, min(steps, 20) if quick else steps, quick=quick, reporter=reporter())
     for line in table(record):
@@ -70,16 +70,9 @@ def policy(
     from stages.bench_policy import bench_policy, table
     from tgrpo_cli.output import reporter
 
-    _require_folder(json)
+    require_folder(json)
     record = bench_policy(read_params(params, set_), batch, config, quick=quick, reporter=reporter())
     for line in table(record):
         print(line)
     if json is not None:
         json.write_text(record.to_json() + "\n")
-
-
-def _require_folder(json: Path | None) -> None:
-    from stages.errors import UsageError
-
-    if json is not None and not json.parent.is_dir():
-        raise UsageError(f"--json {json}: there is no folder {json.parent}; make it first")

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tgrpo_cli.options import require_folder
+
 if TYPE_CHECKING:
     from stages.compare import Comparison
 
@@ -33,6 +35,7 @@ def command(
     from stages.evaluations import resolve
     from stages.store.artifacts import write_json
 
+    require_folder(json_)
     comparisons = [compare(pairs) for pairs in resolve(of).values()]
     if json_:
         write_json(json_, [comparison.to_json() for comparison in comparisons])

@@ -42,3 +42,11 @@ def read_params(path: Path, overrides: list[str] | None, **flags: object) -> "Pa
 
     given = [f"{name.replace('__', '.')}={value}" for name, value in flags.items() if value is not None]
     return load_params(path, [*(overrides or []), *given])
+
+
+def require_folder(json: Path | None) -> None:
+    """Raises UsageError, before anything is computed, when --json names a file in a folder that is not there."""
+    from stages.errors import UsageError
+
+    if json is not None and not json.parent.is_dir():
+        raise UsageError(f"--json {json}: there is no folder {json.parent}; make it first")
