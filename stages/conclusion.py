@@ -159,9 +159,11 @@ def _checkpoint(run: Run, chosen: int) -> str:
 def _choice(run: Run, ending: Ending, chosen: int) -> str:
     """Why this checkpoint."""
     validations = [v for v in run.validations() if v.iteration <= ending.last_good]
-    if run.params.train.keep == "best" and validations:
+    keep = run.params.train.keep
+    if keep != "last" and validations:
         found = ", ".join(f"{v} after {v.iteration}" for v in validations)
-        return f"the best on validation states ({found})"
+        best = "the best" if keep == "best" else "the latest within a standard error of the best"
+        return f"{best} on validation states ({found})"
     return "the last before that" if ending.kind in TROUBLE else "the last"
 
 

@@ -21,6 +21,7 @@ from typing import Literal
 from stages.params import GuardParams
 
 Kind = Literal["completed", "solved", "stuck", "kl", "entropy", "diverged"]
+Keep = Literal["near_best", "best", "last"]
 TROUBLE: tuple[Kind, ...] = ("kl", "entropy", "diverged")
 
 Row = Mapping[str, float]  # an iteration's line of the history, see stages/history.py
@@ -37,6 +38,12 @@ class Validation:
     @property
     def success_rate(self) -> float:
         return self.successes / self.episodes
+
+    @property
+    def standard_error(self) -> float:
+        """Of the success rate; two successes and two failures are added (Agresti & Coull 1998), so that 64/64 has one too."""
+        rate = (self.successes + 2) / (self.episodes + 4)
+        return math.sqrt(rate * (1 - rate) / (self.episodes + 4))
 
     def __str__(self) -> str:
         return f"{self.successes}/{self.episodes}"
@@ -124,13 +131,28 @@ def best(validations: Sequence[Validation]) -> Validation:
     return max(validations, key=lambda v: (v.success_rate, -v.iteration))
 
 
-def kept(validations: Sequence[Validation], ending: Ending, keep: Literal["best", "last"]) -> int:
+def near_best(validations: Sequence[Validation]) -> Validation:
+    """The latest that is no worse than the best by more than one standard error of the best.
+
+    The highest of several noisy rates is the luckiest of them, and an early one is as likely to be lucky as a late one. What
+    a single validation cannot tell from the best counts as equal to it, and of equals the one that has trained longest is
+    taken (the one-standard-error rule of Breiman et al. 1984, turned towards training).
+    """
+    top = best(validations)
+    enough = top.success_rate - top.standard_error
+    return max((v for v in validations if v.success_rate >= enough), key=lambda v: v.iteration)
+
+
+def kept(validations: Sequence[Validation], ending: Ending, keep: Keep) -> int:
     """The iteration whose checkpoint is evaluated at the end, 0 for the start.
 
-    The best by validation of those before any trouble; the last of these with `keep: last`, or without validations.
+    Chosen by validation among those before any trouble: `near_best` or `best`. The last of these with `keep: last`, or
+    without validations.
     """
     candidates = [v for v in validations if v.iteration <= ending.last_good]
-    return best(candidates).iteration if keep == "best" and candidates else ending.last_good
+    if keep == "last" or not candidates:
+        return ending.last_good
+    return (near_best(candidates) if keep == "near_best" else best(candidates)).iteration
 
 
 def due(iteration: int, last: int, every: int) -> bool:

@@ -256,7 +256,7 @@ class GuardParams(Section):
 class TrainParams(Section):
     iterations: Positive
     eval_temperatures: Annotated[list[NonNegativeFloat], Field(min_length=1)]  # at which both ends are evaluated
-    keep: Literal["best", "last"]  # the checkpoint that is evaluated at the end: by validation, or the last
+    keep: Literal["near_best", "best", "last"]  # which checkpoint is evaluated at the end: see `guard.kept`
     validation: ValidationParams
     guard: GuardParams
     tensorboard: bool  # event files in the run's folder

@@ -4,7 +4,7 @@ from math import inf, nan
 
 import pytest
 
-from stages.guard import Ending, Validation, best, due, idle, judge, kept, trouble
+from stages.guard import Ending, Validation, best, due, idle, judge, kept, near_best, trouble
 from stages.params import GuardParams
 
 
@@ -74,12 +74,25 @@ def test_the_best_checkpoint_is_the_earlier_of_equals() -> None:
     assert best([Validation(0, 8, 10), Validation(5, 7, 8)]).iteration == 5
 
 
+def test_of_checkpoints_that_a_validation_cannot_tell_apart_the_latest_is_kept() -> None:
+    # One standard error of 60/64 is 3.3 points, of 8/10 is 12.
+    assert near_best(validations(40, 60, 58, of=64)).iteration == 10
+    assert near_best(validations(40, 60, 57, of=64)).iteration == 5
+    assert near_best(validations(5, 8, 6, 7)).iteration == 15
+    assert (
+        near_best(validations(64, 63, 40, of=64)).iteration == 5
+    )  # an early success is no reason to keep a late failure
+    assert Validation(0, 64, 64).standard_error == pytest.approx(0.0205, abs=1e-4)  # not 0
+
+
 @pytest.mark.parametrize(
     ("ending", "keep", "expected"),
     [
         (Ending("completed", 15, ""), "best", 5),
+        (Ending("completed", 15, ""), "near_best", 15),
         (Ending("completed", 15, ""), "last", 15),
         (Ending("kl", 12, ""), "best", 5),
+        (Ending("kl", 12, ""), "near_best", 5),
         (Ending("kl", 12, ""), "last", 11),  # the one that showed the trouble is never kept
         (Ending("diverged", 5, ""), "best", 0),  # what was validated as iteration 5 is out of the question
         (Ending("diverged", 1, ""), "last", 0),
