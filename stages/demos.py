@@ -17,14 +17,13 @@ from stages.errors import TgrpoError
 from stages.params import Params
 from stages.reporting import Reporter, Silent
 from stages.rewards.scorer import Scorer
-from stages.rewards.spec import RewardSpec
 from stages.seeding import derive_seed
 from stages.sim.backends import choose_backend
 from stages.sim.expert import PickPlaceExpert
 from stages.store.groups import write_group
 from stages.store.handles import Handle
 from stages.store.schema import GroupAttrs
-from stages.types import ACTION_DIM, InitialState, Scene, VectorObservation
+from stages.types import ACTION_DIM, InitialState, VectorObservation
 from stages.workspace import next_path, open_env, task_objects, task_reward
 
 if TYPE_CHECKING:
@@ -41,28 +40,25 @@ class Attempt:
     initial: VectorObservation
     rng: np.random.Generator
     expert: PickPlaceExpert
-    scorer: Scorer
     decisions: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
     success: bool = False
 
 
-def demonstrate(env: "VectorEnv", reward: RewardSpec, params: Params, indices: list[int], limit: int) -> list[Attempt]:
+def demonstrate(env: "VectorEnv", params: Params, indices: list[int], limit: int) -> list[Attempt]:
     """The core: one attempt per index, side by side, each in its own environment from its own sampled start."""
     n = len(indices)
     starts = [InitialState("sampled", derive_seed(params.seed, "demo", index)) for index in indices]
     observation = env.reset(starts, list(range(n)))
-    attempts = []
-    for row, (index, start) in enumerate(zip(indices, starts, strict=True)):
-        attempt = Attempt(
+    attempts = [
+        Attempt(
             start,
             observation,
             np.random.default_rng(derive_seed(params.seed, "demo-noise", index)),
-            PickPlaceExpert(env.object_names, reward.target, reward.container),
-            Scorer(reward, env.object_names),
+            PickPlaceExpert(env.object_names, *task_objects(env.object_names)),
         )
-        attempt.scorer.reset(observation.scene[row : row + 1])
-        attempts.append(attempt)
+        for index, start in zip(indices, starts, strict=True)
+    ]
     active = np.arange(env.num_envs) < n
     while active.any():
         label = np.zeros((env.num_envs, ACTION_DIM))
@@ -76,7 +72,7 @@ def demonstrate(env: "VectorEnv", reward: RewardSpec, params: Params, indices: l
         after = env.step(action, active)
         for row in np.flatnonzero(active).tolist():
             attempt = attempts[row]
-            attempt.decisions.append(_decision(attempt, observation, after, action, label, row))
+            attempt.decisions.append(_decision(observation, after, action, label, row))
             attempt.steps += int(after.env_steps[row])
             attempt.success = bool(after.scene.success[row])
             active[row] = not attempt.success and attempt.steps < limit
@@ -85,7 +81,6 @@ def demonstrate(env: "VectorEnv", reward: RewardSpec, params: Params, indices: l
 
 
 def _decision(
-    attempt: Attempt,
     before: VectorObservation,
     after: VectorObservation,
     action: np.ndarray,
@@ -94,11 +89,9 @@ def _decision(
 ) -> dict[str, Any]:
     """What the writer appends, with a trajectory axis of one. There is no policy, hence no token and no log-prob."""
     this = slice(row, row + 1)
-    scene: Scene = after.scene[this]
-    reward, milestone = attempt.scorer.score(scene)
     return {
         "mask": np.ones(1, np.bool_),
-        "scene": scene,
+        "scene": after.scene[this],
         "image": before.image[this],
         "proprio": before.proprio[this],
         "action_token": np.zeros((1, ACTION_DIM), np.int32),
@@ -106,8 +99,6 @@ def _decision(
         "action_label": label[this],
         "log_prob": np.zeros((1, ACTION_DIM), np.float32),
         "entropy": np.zeros((1, ACTION_DIM), np.float32),
-        "reward": reward,
-        "milestone": milestone,
         "env_steps": after.env_steps[this],
         "sim_state": after.sim_state[this],
     }
@@ -128,9 +119,12 @@ def demos(
     out = out or next_path("demos")
     wanted = params.demos.episodes
     workers = min(params.demos.workers, wanted)
-    with open_env(params, workers) as env, reporter.bar("demos", wanted) as advance:
+    with (
+        open_env(params, workers) as env,
+        Scorer(task_reward(params, env)) as scorer,
+        reporter.bar("demos", wanted) as advance,
+    ):
         task_objects(env.object_names)
-        reward = task_reward(params, env.object_names)
         limit = env.task.max_env_steps
         kept = tried = 0
         while kept < wanted:
@@ -139,37 +133,37 @@ def demos(
                     f"the expert reached the goal of {env.task.id} in {kept} of {tried} episodes; "
                     "lower demos.noise or choose a task it can do (see docs/assets.md)"
                 )
-            attempts = demonstrate(env, reward, params, list(range(tried, tried + workers)), limit)
+            attempts = demonstrate(env, params, list(range(tried, tried + workers)), limit)
             tried += len(attempts)
             for attempt in attempts:
                 if attempt.success and kept < wanted:
                     path = out / f"{kept:03d}.zarr"
-                    _write(path, attempt, attempts.index(attempt), env, reward, params, overwrite)
+                    _write(path, attempt, attempts.index(attempt), env, scorer, params, overwrite)
                     kept += 1
                     advance(1, f"{kept} of {tried} reached the goal")
                     yield describe(path)
 
 
 def _write(
-    path: Path, attempt: Attempt, row: int, env: "VectorEnv", reward: RewardSpec, params: Params, overwrite: bool
+    path: Path, attempt: Attempt, row: int, env: "VectorEnv", scorer: Scorer, params: Params, overwrite: bool
 ) -> None:
     attrs = GroupAttrs(
         task=env.task.id,
         instruction=env.task.language,
-        object_names=env.object_names,
-        target=reward.target,
-        container=reward.container,
+        **vars(env.names),
         initial_state=str(attempt.start),
+        labels=(),
         action_repeat=params.sim.action_repeat,
         image_size=params.sim.image_size,
         temperature=0.0,
         stop="each",
+        max_env_steps=env.task.max_env_steps,
         seed=params.seed,
         iteration=None,
         inputs={},
         params={
             **params.model_dump(include={"sim", "demos"}),
-            "reward": reward.to_json(),
+            "reward": scorer.reward.to_json(),
             "assets": {"kind": env.assets.kind, "digest": env.assets.digest},
             "renderer": choose_backend(params.sim.renderer),
         },
@@ -180,6 +174,7 @@ def _write(
         trajectories=1,
         initial_state=attempt.initial.sim_state[row, 0],
         initial_scene=attempt.initial.scene[row],
+        score=scorer.on(env.task.id, env.names, env.task.max_env_steps),
         overwrite=overwrite,
     ) as writer:
         for decision in attempt.decisions:

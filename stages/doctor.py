@@ -38,6 +38,7 @@ def examine(params: Params) -> Iterator[Check]:
     )
     yield Check("processors", OK, f"{os.cpu_count()}")
     yield from _policy(params)
+    yield _guard("sandbox", _sandbox)
     key = "set" if os.environ.get("ANTHROPIC_API_KEY") else "not set; the built-in reward needs none"
     yield Check("ANTHROPIC_API_KEY", OK, key)
 
@@ -118,6 +119,15 @@ def _golden_frame(backend: Literal["osmesa", "egl"], egl_device: int | None) -> 
     return Check(
         name, WARNING if surprise else OK, f"{draws}; the golden frame differs {by} (limit {LIMIT:g}){surprise}"
     )
+
+
+def _sandbox() -> str:
+    """Starts a child of the kind that reward programs run in."""
+    from stages.rewards.sandbox import jail_strength
+
+    strength = jail_strength()
+    walls = f"reward programs run apart ({', '.join(strength.walls)})"
+    return walls if strength.strong else f"{walls}; {strength.weakness}"
 
 
 def _policy(params: Params) -> Iterator[Check]:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from stages.errors import SimulatorError
 from stages.reporting import Advance, Reporter, Silent
 from stages.rewards.scorer import Scorer
-from stages.rewards.spec import RewardSpec
-from stages.types import ACTION_DIM, InitialState, VectorObservation
+from stages.store.groups import Score
+from stages.types import ACTION_DIM, InitialState, Scene, VectorObservation
 
 if TYPE_CHECKING:
     from stages.policy.policy import VLAPolicy
@@ -79,13 +79,20 @@ class _Playing:
     number: int
     plan: Plan
     generator: torch.Generator
-    scorer: Scorer
     initial_state: NDArray[np.float64] | None = None
+    initial_scene: Scene | None = None
     decisions: list[dict[str, Any]] = field(default_factory=list)
+    scenes: list[Scene] = field(default_factory=list)
     steps: int = 0
 
-    def end(self, *, success: bool = False, crashed: bool = False) -> Episode:
-        names = self.decisions[0].keys() if self.decisions else ()
+    def end(self, score: Score, *, success: bool = False, crashed: bool = False) -> Episode:
+        decisions: dict[str, NDArray[Any]] = {}
+        if self.decisions:
+            assert self.initial_scene is not None
+            decisions = {name: np.stack([chosen[name] for chosen in self.decisions]) for name in self.decisions[0]}
+            scenes = Scene.stack(self.scenes)[np.newaxis]
+            reward, milestone = score(self.initial_scene, scenes, decisions["env_steps"][np.newaxis])
+            decisions |= {"reward": reward[0], "milestone": milestone[0]}
         return Episode(
             self.plan.start,
             self.plan.repeat,
@@ -93,7 +100,7 @@ class _Playing:
             success,
             crashed,
             np.zeros(0) if self.initial_state is None else self.initial_state,
-            {name: np.stack([decision[name] for decision in self.decisions]) for name in names},
+            decisions,
         )
 
 
@@ -101,9 +108,10 @@ class _Game:
     """The environments and who plays in which."""
 
     def __init__(
-        self, policy: "VLAPolicy", env: "VectorEnv", reward: RewardSpec, temperature: float, max_env_steps: int
+        self, policy: "VLAPolicy", env: "VectorEnv", scorer: Scorer, temperature: float, max_env_steps: int
     ) -> None:
-        self._policy, self._env, self._reward = policy, env, reward
+        self._policy, self._env = policy, env
+        self._score = scorer.on(env.task.id, env.names, max_env_steps)
         self._temperature, self._max_env_steps = temperature, max_env_steps
         self._observation: VectorObservation | None = None
         self.playing: dict[int, _Playing] = {}  # by environment
@@ -117,10 +125,10 @@ class _Game:
         for n in joining:
             number, plan = waiting.popleft()
             generator = torch.Generator().manual_seed(plan.seed)
-            self.playing[n] = _Playing(number, plan, generator, Scorer(self._reward, self._env.object_names))
+            self.playing[n] = _Playing(number, plan, generator)
         self._observation = self._env.reset([self.playing[n].plan.start for n in joining], joining)
         for n in joining:
-            self.playing[n].scorer.reset(self._observation.scene[n])
+            self.playing[n].initial_scene = self._observation.scene[n]
             self.playing[n].initial_state = self._observation.sim_state[n, 0].copy()
 
     def decide(self) -> list[tuple[int, Episode]]:
@@ -137,7 +145,6 @@ class _Game:
         self._observation = after
         ended = []
         for n, playing in list(self.playing.items()):
-            reward, milestone = playing.scorer.score(after.scene[n])
             chosen = {name: values[n] for name, values in asdict(acted).items()}
             playing.decisions.append(
                 {
@@ -145,17 +152,16 @@ class _Game:
                     "action": chosen["action"],
                     "log_prob": chosen["log_prob"],
                     "entropy": chosen["entropy"],
-                    "reward": reward,
-                    "milestone": milestone,
                     "env_steps": after.env_steps[n],
                     "sim_state": after.sim_state[n].copy(),
                 }
             )
+            playing.scenes.append(after.scene[n])
             playing.steps += int(after.env_steps[n])
             success = bool(after.scene.success[n])
             if success or playing.steps >= self._max_env_steps:
                 del self.playing[n]
-                ended.append((playing.number, playing.end(success=success)))
+                ended.append((playing.number, playing.end(self._score, success=success)))
         return ended
 
     def crash(self, error: SimulatorError, waiting: deque[tuple[int, Plan]]) -> tuple[int, Episode]:
@@ -170,13 +176,13 @@ class _Game:
         waiting.extendleft(sorted(((other.number, other.plan) for other in self.playing.values()), reverse=True))
         self.playing.clear()
         self._env.restart()
-        return lost.number, lost.end(crashed=True)
+        return lost.number, lost.end(self._score, crashed=True)
 
 
 def play(
     policy: "VLAPolicy",
     env: "VectorEnv",
-    reward: RewardSpec,
+    scorer: Scorer,
     plans: Sequence[Plan],
     temperature: float,
     max_env_steps: int,
@@ -191,16 +197,18 @@ def play(
     Args:
         policy: acts at `temperature`; 0 takes the likeliest tokens, and the plans' seeds do not matter.
         env: any number of environments; left open, with no episode under way.
+        scorer: scores each episode at its end; left open.
         max_env_steps: when an episode without success ends.
 
     Raises:
         TooManyCrashes: more than a tenth of the plans; it carries the episodes that had ended.
         SimulatorError: a failure that is no single environment's own.
+        MismatchError, RewardError: the reward is for another task, or its program failed.
     """
     reporter = reporter or Silent()
     waiting = deque(enumerate(plans))
     done: dict[int, Episode] = {}
-    game = _Game(policy, env, reward, temperature, max_env_steps)
+    game = _Game(policy, env, scorer, temperature, max_env_steps)
     with reporter.bar(label, len(plans)) as advance:
         while waiting or game.playing:
             try:

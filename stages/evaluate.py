@@ -18,6 +18,8 @@ from stages.film import film_trajectories
 from stages.lineage import refuse_trained_on
 from stages.params import Params
 from stages.reporting import Reporter
+from stages.rewards.program import Reward
+from stages.rewards.scorer import Scorer
 from stages.seeding import derive_seed
 from stages.sim.backends import choose_backend
 from stages.store.artifacts import atomic_directory, refuse_existing, write_json
@@ -79,7 +81,7 @@ def plan_episodes(starts: Sequence[InitialState], repeats: int, seed: int) -> li
 
 
 def evaluate_policy(
-    policy: "VLAPolicy", env: "VectorEnv", params: Params, reporter: Reporter | None = None
+    policy: "VLAPolicy", env: "VectorEnv", scorer: Scorer, params: Params, reporter: Reporter | None = None
 ) -> list[Episode]:
     """The core: `eval.episodes` start states, `eval.repeats` times over where actions are sampled, in that order.
 
@@ -89,28 +91,32 @@ def evaluate_policy(
     p = params.eval
     starts = start_states(p.starts, p.episodes, params.seed)
     plans = plan_episodes(starts, p.repeats if p.temperature else 1, params.seed)
-    return _play(policy, env, params, plans, p.temperature, reporter, "eval")
+    return _play(policy, env, scorer, params, plans, p.temperature, reporter, "eval")
 
 
-def validate(policy: "VLAPolicy", env: "VectorEnv", params: Params, reporter: Reporter | None = None) -> EvalSummary:
+def validate(
+    policy: "VLAPolicy", env: "VectorEnv", scorer: Scorer, params: Params, reporter: Reporter | None = None
+) -> EvalSummary:
     """Success on the validation states, by `train.validation`: what training may look at while it runs.
 
     The states and the sampling seeds are the same every time, so the checkpoints of a run are judged alike.
 
     Args:
         env: any number of environments of the params' task; left open.
+        scorer: left open.
 
     Raises:
         TooManyCrashes, SimulatorError: as `play`.
     """
     p = params.train.validation
     plans = plan_episodes(start_states("validation", p.episodes, params.seed), 1, params.seed)
-    return summarise(_play(policy, env, params, plans, p.temperature, reporter, "validate"), p.temperature)
+    return summarise(_play(policy, env, scorer, params, plans, p.temperature, reporter, "validate"), p.temperature)
 
 
 def _play(
     policy: "VLAPolicy",
     env: "VectorEnv",
+    scorer: Scorer,
     params: Params,
     plans: Sequence[Plan],
     temperature: float,
@@ -118,7 +124,7 @@ def _play(
     label: str,
 ) -> list[Episode]:
     limit = params.eval.max_env_steps or env.task.max_env_steps
-    return play(policy, env, task_reward(params, env.object_names), plans, temperature, limit, reporter, label)
+    return play(policy, env, scorer, plans, temperature, limit, reporter, label)
 
 
 def summarise(episodes: Sequence[Episode], temperature: float) -> EvalSummary:
@@ -147,6 +153,7 @@ def write_evaluation(
     out: Path,
     checkpoint: Path,
     episodes: Sequence[Episode],
+    reward: Reward,
     params: Params,
     overwrite: bool = False,
     *,
@@ -155,6 +162,7 @@ def write_evaluation(
     """Writes the evaluation folder: summary.json, episodes.json, episodes.zarr, and films of the first episodes.
 
     Args:
+        reward: what scored the episodes.
         whole: false for an evaluation that ended because the simulator crashed too often: it gets no summary, and is for
             looking at only.
     """
@@ -162,7 +170,7 @@ def write_evaluation(
         if whole:
             write_json(folder / "summary.json", asdict(summarise(episodes, params.eval.temperature)))
         write_json(folder / "episodes.json", [_row(episode) for episode in episodes])
-        _write_zarr(folder, episodes, params, whole)
+        _write_zarr(folder, episodes, reward, params, whole)
         filmed = [episode for episode in episodes if not episode.crashed][: params.eval.videos]
         for episode in filmed:
             outcome = "success" if episode.success else "failure"
@@ -195,7 +203,7 @@ def _row(episode: Episode) -> dict[str, Any]:
     }
 
 
-def _write_zarr(folder: Path, episodes: Sequence[Episode], params: Params, whole: bool) -> None:
+def _write_zarr(folder: Path, episodes: Sequence[Episode], reward: Reward, params: Params, whole: bool) -> None:
     from stages.sim.assets import resolve_assets
     from stages.sim.tasks import load_task
 
@@ -218,6 +226,7 @@ def _write_zarr(folder: Path, episodes: Sequence[Episode], params: Params, whole
                     "policy": {"dtype", "center_crop", "sampling"},
                 }
             ),
+            "reward": reward.to_json(),
             "assets": {"kind": assets.kind, "digest": assets.digest},
             "renderer": choose_backend(params.sim.renderer),
         },
@@ -262,13 +271,16 @@ def evaluate_checkpoints(
         refuse_trained_on(checkpoint, read_checkpoint(checkpoint), starts)
         policy = open_policy(fitted, checkpoint)
         try:
-            with open_env(fitted, min(fitted.eval.envs, fitted.eval.episodes)) as env:
-                episodes = evaluate_policy(policy, env, fitted, reporter)
+            with (
+                open_env(fitted, min(fitted.eval.envs, fitted.eval.episodes)) as env,
+                Scorer(task_reward(fitted, env)) as scorer,
+            ):
+                episodes = evaluate_policy(policy, env, scorer, fitted, reporter)
         except TooManyCrashes as error:
             kept = path.with_name(f"{path.name}.incomplete")
-            write_evaluation(kept, checkpoint, error.episodes, fitted, overwrite=True, whole=False)
+            write_evaluation(kept, checkpoint, error.episodes, scorer.reward, fitted, overwrite=True, whole=False)
             raise TooManyCrashes(
                 f"{error}; the episodes so far are kept in {kept}, marked incomplete", error.episodes
             ) from error
         del policy  # the next one needs its memory
-        yield write_evaluation(path, checkpoint, episodes, fitted, overwrite)
+        yield write_evaluation(path, checkpoint, episodes, scorer.reward, fitted, overwrite)

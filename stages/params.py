@@ -118,11 +118,17 @@ class PolicyParams(Section):
 
 
 class GenRewardParams(Section):
-    program: str  # a program of the built-in library
-    near_m: PositiveFloat  # closer to the target than this is `ready to grasp`
+    program: Literal["goal", "key_poses"]  # the built-in one: see stages/rewards/builtin
+    near_m: PositiveFloat  # hand to where the object is gripped; closer is `ready to grasp`
     approach_m: PositiveFloat  # closer than this is `approaching`
     lift_m: PositiveFloat  # higher above its start than this is `lifted`
     above_m: PositiveFloat  # horizontal distance to the basket that counts as above it
+    model: str  # an id of the Messages API
+    max_tokens: Positive  # of one reply
+    temperature: Fraction | None  # null: not sent
+    rounds: Positive  # replies at most
+    timeout_s: PositiveFloat  # of silence
+    max_retries: NonNegative
 
 
 class DemosParams(Section):

@@ -11,6 +11,7 @@ from pathlib import Path
 from stages.errors import UsageError
 from stages.params import Params
 from stages.reporting import Reporter
+from stages.rewards.scorer import Scorer
 from stages.sampling import Wanted, open_sampling_env, sample_groups
 from stages.store.handles import Handle
 from stages.store.provenance import reference
@@ -32,7 +33,7 @@ def rollout(
             data/groups.
 
     Raises:
-        ArtifactError, MismatchError: see `open_policy`, `task_reward`.
+        ArtifactError, MismatchError, RewardError: see `open_policy`, `task_reward`, `sample_groups`.
         SimulatorError: the simulator cannot start.
     """
     params, checkpoint = open_checkpoint(params, checkpoint)
@@ -40,10 +41,9 @@ def rollout(
     policy = open_policy(params, checkpoint)
     paths = group_paths(out, params.rollout.groups)
     wanted = [Wanted(index, path, group_inputs(path, checkpoint, reward)) for index, path in enumerate(paths)]
-    with open_sampling_env(params) as env:
-        spec = task_reward(params, env.object_names, reward)
+    with open_sampling_env(params) as env, Scorer(task_reward(params, env, reward)) as scorer:
         yield from sample_groups(
-            policy, env, spec, params, wanted, iteration=iteration, overwrite=overwrite, reporter=reporter
+            policy, env, scorer, params, wanted, iteration=iteration, overwrite=overwrite, reporter=reporter
         )
 
 

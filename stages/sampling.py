@@ -1,6 +1,7 @@
 """The core of `tgrpo rollout`: the policy acts in environments that start alike, and a group takes down what happens.
 
-The first half of Algorithm 1's iteration. Several groups can be under way at once, each in environments of its own, so
+The first half of Algorithm 1's iteration. The reward is found when a group is complete: nothing in the acting depends on
+it. Several groups can be under way at once, each in environments of its own, so
 that no processor waits for the last trajectory of a group. What a group holds does not depend on that: its policy
 calls, its random numbers and its environments are its own.
 """
@@ -19,7 +20,6 @@ from stages.describe import describe
 from stages.params import Params
 from stages.reporting import Reporter, Silent
 from stages.rewards.scorer import Scorer
-from stages.rewards.spec import RewardSpec
 from stages.seeding import derive_seed
 from stages.sim.backends import choose_backend
 from stages.store.groups import write_group
@@ -51,7 +51,7 @@ def open_sampling_env(params: Params) -> "VectorEnv":
 def sample_groups(
     policy: "VLAPolicy",
     env: "VectorEnv",
-    reward: RewardSpec,
+    scorer: Scorer,
     params: Params,
     wanted: Sequence[Wanted],
     *,
@@ -63,6 +63,8 @@ def sample_groups(
 
     Raises:
         ArtifactError: a path exists and `overwrite` is false.
+        MismatchError: the reward is for another task.
+        RewardError: its program failed; the group at whose end it did is not kept.
         SimulatorError: the simulator failed for good; the decisions so far are kept apart (see `write_group`).
     """
     size = params.rollout.envs
@@ -78,7 +80,7 @@ def sample_groups(
     with ExitStack() as stack, (reporter or Silent()).bar("rollout", size * len(wanted)) as advance:
 
         def start(block: int) -> None:
-            group = _GroupUnderWay(policy, env, blocks[block], reward, params, waiting.pop(0), iteration, overwrite)
+            group = _GroupUnderWay(policy, env, blocks[block], scorer, params, waiting.pop(0), iteration, overwrite)
             running[block] = stack.enter_context(group)
             group.act()
 
@@ -110,7 +112,7 @@ class _GroupUnderWay:
         policy: "VLAPolicy",
         env: "VectorEnv",
         slots: NDArray[np.int64],
-        reward: RewardSpec,
+        scorer: Scorer,
         params: Params,
         wanted: Wanted,
         iteration: int,
@@ -130,20 +132,18 @@ class _GroupUnderWay:
         start = InitialState("sampled", derive_seed(params.seed, "start", iteration, wanted.index))
         self._generator = torch.Generator().manual_seed(derive_seed(params.seed, "rollout", iteration, wanted.index))
         self._seen = env.reset([start] * len(slots), slots.tolist())[slots]
-        self._scorer = Scorer(reward, env.object_names)
-        self._scorer.reset(self._seen.scene)
         self._steps = np.zeros(len(slots), np.int64)
         attrs = GroupAttrs(
             task=env.task.id,
             instruction=env.task.language,
-            object_names=env.object_names,
-            target=reward.target,
-            container=reward.container,
+            **vars(env.names),
             initial_state=str(start),
+            labels=(),
             action_repeat=params.sim.action_repeat,
             image_size=params.sim.image_size,
             temperature=p.temperature,
             stop=p.stop,
+            max_env_steps=self._limit,
             seed=params.seed,
             iteration=iteration,
             inputs=wanted.inputs,
@@ -155,7 +155,7 @@ class _GroupUnderWay:
                         "policy": {"dtype", "center_crop", "sampling"},
                     }
                 ),
-                "reward": reward.to_json(),
+                "reward": scorer.reward.to_json(),
                 "assets": {"kind": env.assets.kind, "digest": env.assets.digest},
                 "renderer": choose_backend(params.sim.renderer),
             },
@@ -166,6 +166,7 @@ class _GroupUnderWay:
             trajectories=len(slots),
             initial_state=self._seen.sim_state[0, 0],
             initial_scene=self._seen.scene[0],
+            score=scorer.on(env.task.id, env.names, self._limit),
             overwrite=overwrite,
         )
         self._open = False
@@ -197,10 +198,9 @@ class _GroupUnderWay:
         self._wait = self._env.start_step(actions, stepped)
 
     def observe(self) -> int:
-        """Waits for what the actions lead to, scores it and writes it down; returns how many trajectories ended with it."""
+        """Waits for what the actions lead to and writes it down; returns how many trajectories ended with it."""
         after = self._wait()[self.slots]
         active = self.active
-        reward, milestone = self._scorer.score(after.scene)
         self._writer.append(
             mask=active,
             scene=after.scene,
@@ -211,8 +211,6 @@ class _GroupUnderWay:
             action_label=self._decision["action"],
             log_prob=self._decision["log_prob"],
             entropy=self._decision["entropy"],
-            reward=reward,
-            milestone=milestone,
             env_steps=after.env_steps,
             sim_state=after.sim_state,
         )

@@ -25,6 +25,7 @@ from stages.lineage import refuse_trained_on
 from stages.live import cells, cost
 from stages.params import Params
 from stages.reporting import Reporter, Silent
+from stages.rewards.scorer import Scorer
 from stages.rollout import group_inputs
 from stages.run_folder import Run
 from stages.sampling import Wanted, open_sampling_env, sample_groups
@@ -40,7 +41,6 @@ from stages.workspace import next_path, open_checkpoint, open_env, open_policy, 
 if TYPE_CHECKING:
     from stages.learner import Learner
     from stages.policy.policy import VLAPolicy
-    from stages.rewards.spec import RewardSpec
     from stages.sim.vector import VectorEnv
 
 
@@ -85,10 +85,12 @@ def _iterate(run: Run, reporter: Reporter) -> Ending:
     learner = open_learner(params, run.checkpoint(k))
     with (
         open_sampling_env(params) as env,
+        Scorer(task_reward(params, env, run.reward)) as scorer,
+        Scorer(task_reward(params, env)) as builtin,
         open_trackers(params, run.folder) as log,
         reporter.table(f"{params.task}, {params.update.algo}, seed {params.seed}") as add_line,
     ):
-        loop = _Loop(run, learner, env, task_reward(params, env.object_names, run.reward), reporter)
+        loop = _Loop(run, learner, env, scorer, scorer if scorer.reward == builtin.reward else builtin, reporter)
         ending = loop.judge(k)
         record(run.telemetry, k, loop.clock)
         _log_all(run, loop.history, log)
@@ -117,13 +119,16 @@ def _iterate(run: Run, reporter: Reporter) -> Ending:
 class _Loop:
     """The parts of an iteration, each over the core of its own command, and what they share while a run goes on."""
 
-    def __init__(self, run: Run, learner: "Learner", env: "VectorEnv", spec: "RewardSpec", reporter: Reporter) -> None:
+    def __init__(
+        self, run: Run, learner: "Learner", env: "VectorEnv", scorer: Scorer, builtin: Scorer, reporter: Reporter
+    ) -> None:
+        """`scorer` is for what is learnt from, and `builtin` for validations, as for `tgrpo eval`."""
         self.clock = Clock()  # of the iteration that goes on
         self.history = read_history(run.checkpoint(run.done()))
         self._run = run
         self._learner = learner
         self._env = env
-        self._spec = spec
+        self._scorer, self._builtin = scorer, builtin
         self._reporter = reporter
         start = read_checkpoint(run.start)
         self._base = base_of(run.start, start)
@@ -144,7 +149,7 @@ class _Loop:
             for handle in sample_groups(
                 self._learner.policy,
                 self._env,
-                self._spec,
+                self._scorer,
                 params,
                 wanted,
                 iteration=self._offset + k,
@@ -206,7 +211,7 @@ class _Loop:
             ending = Ending("completed", k, "it ran all its iterations")
         if due(k, k if ending else run.last, params.validation.every) and run.read_validation(k) is None:
             with self.clock.part("validate"):
-                summary = validate(self._learner.policy, self._env, run.params, self._reporter)
+                summary = validate(self._learner.policy, self._env, self._builtin, run.params, self._reporter)
                 run.write_validation(k, asdict(summary))
         validations = run.validations()
         newest = judge(validations, params.guard) if validations and validations[-1].iteration == k else None
@@ -243,9 +248,12 @@ def _evaluate(run: Run, k: int, when: str, checkpoint: Path, reporter: Reporter)
         else:
             with clock.part("evaluate"):
                 policy = policy or open_policy(here, checkpoint)
-                with open_env(here, min(here.eval.envs, here.eval.episodes)) as env:
-                    episodes = evaluate_policy(policy, env, here, reporter)
-                write_evaluation(at, checkpoint, episodes, here)
+                with (
+                    open_env(here, min(here.eval.envs, here.eval.episodes)) as env,
+                    Scorer(task_reward(here, env)) as scorer,
+                ):
+                    episodes = evaluate_policy(policy, env, scorer, here, reporter)
+                write_evaluation(at, checkpoint, episodes, scorer.reward, here)
         reporter.note(f"{when} training, {acting(temperature)}: {rate_line(read_summary(at))}")
         folders.append(at)
     record(run.telemetry, k, clock)

@@ -1,7 +1,8 @@
 """The plain records that pass between rooms. Numpy only; axes are named by letters.
 
 G trajectory of a group, T time step (one policy decision, held for K environment steps), K environment step within a
-decision, A action token (7), O object of the scene, S entry of the flattened MuJoCo state, N environment of a vector.
+decision, A action token (7), S entry of the flattened MuJoCo state, N environment of a vector. Of a scene: O object,
+J joint of a fixture, R place, Q predicate of the goal.
 """
 
 from dataclasses import dataclass, fields
@@ -50,10 +51,21 @@ class InitialState:
 
 
 @dataclass(frozen=True)
+class SceneNames:
+    """What the axes of a task's scenes stand for."""
+
+    object_names: tuple[str, ...]  # O: movable objects, in the order of the BDDL file
+    joint_names: tuple[str, ...]  # J: of fixtures, such as `wooden_cabinet_1_top_level`
+    joint_ranges: tuple[tuple[float, float], ...]  # J: lower and upper end; m for a drawer, rad for a door or knob
+    place_names: tuple[str, ...]  # R: regions that the goal names, and the handles and knobs of its fixtures
+    goals: tuple[tuple[str, ...], ...]  # Q: predicate and arguments, ("in", "butter_1", "basket_1_contain_region")
+
+
+@dataclass(frozen=True)
 class Scene:
     """What a reward may read: the world after an environment step. Any leading axes (...), the same for all fields.
 
-    Lengths are metres in the world frame, quaternions are (x, y, z, w).
+    Lengths are metres in the world frame, quaternions are (x, y, z, w), velocities are per second in the world frame.
     """
 
     ee_pos: NDArray[np.float64]  # (..., 3) the grip site between the fingers
@@ -61,8 +73,14 @@ class Scene:
     gripper_qpos: NDArray[np.float64]  # (..., 2) finger joints; about (0.04, -0.04) is open
     object_pos: NDArray[np.float64]  # (..., O, 3) body origins, in the order of the task's object names
     object_quat: NDArray[np.float64]  # (..., O, 4)
+    object_lin_vel: NDArray[np.float64]  # (..., O, 3) m/s, of the body origin
+    object_ang_vel: NDArray[np.float64]  # (..., O, 3) rad/s
     grasped: NDArray[np.bool_]  # (..., O) both finger pads touch the object
-    success: NDArray[np.bool_]  # (...) LIBERO's BDDL goal holds now
+    touched: NDArray[np.bool_]  # (..., O) the hand or a finger touches the object
+    joint_pos: NDArray[np.float64]  # (..., J) m or rad
+    place_pos: NDArray[np.float64]  # (..., R, 3)
+    goal: NDArray[np.bool_]  # (..., Q) the predicate holds now, by LIBERO's own judgement
+    success: NDArray[np.bool_]  # (...) LIBERO's BDDL goal holds now: all of `goal`
 
     @classmethod
     def stack(cls, scenes: list["Scene"], axis: int = 0) -> "Scene":

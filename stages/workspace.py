@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import ArtifactError, MismatchError, TgrpoError, UsageError
 from stages.params import Params
-from stages.rewards.spec import RewardSpec
+from stages.reward_files import builtin_reward, load_reward
+from stages.rewards.program import Reward
+from stages.rewards.scorer import make_context
 from stages.store.artifacts import digest_of
 from stages.store.provenance import Manifest, hub_name, read_manifest
 
 if TYPE_CHECKING:
     from stages.policy.policy import VLAPolicy
+    from stages.sim.env import LiberoEnv
     from stages.sim.vector import VectorEnv
 
 log = logging.getLogger(__name__)
@@ -207,19 +210,22 @@ def task_objects(object_names: tuple[str, ...]) -> tuple[str, str]:
     """The object to pick and the container, of a LIBERO-Object task: LIBERO lists the two of interest first.
 
     Raises:
-        UsageError: a task of another shape, for which there is no built-in reward or expert.
+        UsageError: a task of another shape, for which there is no expert.
     """
     target, container = object_names[:2]
     if not container.startswith("basket"):
         raise UsageError(
-            f"the built-in reward and expert are for the pick-and-place tasks of libero_object; this one has "
-            f"{', '.join(object_names)}"
+            f"the expert is for the pick-and-place tasks of libero_object; this one has {', '.join(object_names)}"
         )
     return target, container
 
 
-def task_reward(params: Params, object_names: tuple[str, ...], reward: Path | None = None) -> RewardSpec:
-    """The reward artifact at `reward`, or the built-in program with the params' thresholds."""
-    if reward is None:
-        return RewardSpec.builtin(params.gen_reward, *task_objects(object_names))
-    return RewardSpec.from_json(read_manifest(reward, "reward").details["spec"], str(reward))
+def task_reward(params: Params, env: "VectorEnv | LiberoEnv", reward: Path | None = None) -> Reward:
+    """The reward at `reward` (see `load_reward`), or the built-in one for the environment's task.
+
+    Raises:
+        ArtifactError, ParamsError, TaskError, RewardError: see `load_reward` and `builtin_reward`.
+    """
+    if reward is not None:
+        return load_reward(reward)
+    return builtin_reward(params.gen_reward, make_context(env.task.id, env.names, env.task.max_env_steps))

@@ -18,7 +18,7 @@ from stages.store.advantages import Advantages, open_advantages
 from stages.store.groups import open_group, write_group
 
 sys.path.insert(0, str(Path(__file__).parent / "store"))
-from group_sample import ATTRS, LENGTHS, S, decision, scene, write_sample
+from group_sample import ATTRS, LENGTHS, S, decision, given, scene, write_sample
 
 from tests.conftest import ROOT, Run
 from tgrpo_cli.advantage import command
@@ -36,13 +36,16 @@ def write(
     lengths = np.array([len(row) for row in reward])
     rng = np.random.default_rng(0)
     with write_group(
-        path, ATTRS, trajectories=len(reward), initial_state=rng.normal(size=S), initial_scene=scene(rng=rng)
+        path,
+        ATTRS,
+        trajectories=len(reward),
+        initial_state=rng.normal(size=S),
+        initial_scene=scene(rng=rng),
+        score=given([[*row, *[0.0] * (lengths.max() - len(row))] for row in reward], milestone),
     ) as writer:
         for t in range(lengths.max()):
             step = {name: value[: len(reward)] for name, value in decision(t).items()}
             step["mask"] = t < lengths
-            step["reward"] = np.array([row[t] if t < len(row) else 0 for row in reward], np.float32)
-            step["milestone"] = np.full(len(reward), milestone)
             step["scene"] = replace(step["scene"], success=(t == lengths - 1) & np.array(succeeded))
             writer.append(**step)
     return path

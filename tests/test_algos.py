@@ -26,7 +26,7 @@ from stages.store.provenance import reference
 from stages.update import CRITIC, open_learner, open_pair, update
 
 sys.path.insert(0, str(Path(__file__).parent / "store"))
-from group_sample import ATTRS, S, decision, scene
+from group_sample import ATTRS, S, decision, given, scene
 
 LENGTHS = np.array([6, 8, 8])
 REWARD = np.array([4.0, 2.0, -2.0])  # of each trajectory at every step; the first ends in success, at 16
@@ -64,9 +64,16 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sampled]:
     image = rng.integers(256, size=(trajectories, longest, size, size, 3), dtype=np.uint8)
     proprio = rng.normal(size=(trajectories, longest, 8)).astype(np.float32)
     token = np.zeros((trajectories, longest, 7), np.int64)
+    reward = REWARD[:, None] + (np.arange(longest) == 3)
+    reward[0, LENGTHS[0] - 1] = 16.0
     attrs = replace(ATTRS, image_size=size, inputs={"checkpoint": reference(base, at)})
     with write_group(
-        at, attrs, trajectories=trajectories, initial_state=rng.normal(size=S), initial_scene=scene(rng=rng)
+        at,
+        attrs,
+        trajectories=trajectories,
+        initial_state=rng.normal(size=S),
+        initial_scene=scene(rng=rng),
+        score=given(reward, np.arange(longest) % 5),
     ) as writer:
         for t in range(longest):
             acted = policy.act(image[:, t], proprio[:, t], attrs.instruction, 1.0, generator)
@@ -80,7 +87,6 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sampled]:
                 "action_token": acted.tokens,
                 "log_prob": acted.log_prob,
                 "entropy": acted.entropy,
-                "reward": np.where(success, 16.0, REWARD + (t == 3)).astype(np.float32),
             }
             writer.append(**step)
     yield Sampled(at, image, proprio, token)

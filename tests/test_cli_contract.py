@@ -19,6 +19,7 @@ TOOLS = {
     "train",
     "inspect",
     "replay",
+    "rescore",
     "bench",
     "doctor",
     "export",

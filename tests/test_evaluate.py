@@ -30,6 +30,7 @@ from stages.evaluate import (
 )
 from stages.inspect import inspect
 from stages.params import Params, load_params
+from stages.rewards.scorer import Scorer
 from stages.rollout import group_inputs
 from stages.sampling import Wanted, sample_groups
 from stages.seeding import derive_seed
@@ -72,12 +73,22 @@ def env() -> Iterator["VectorEnv"]:
         yield env
 
 
+@pytest.fixture(scope="module")
+def scorer(env: "VectorEnv") -> Iterator[Scorer]:
+    with Scorer(task_reward(PARAMS, env)) as scorer:
+        yield scorer
+
+
 def of_eval(**changed: Any) -> Params:
     return PARAMS.model_copy(update={"eval": PARAMS.eval.model_copy(update=changed)})
 
 
-def play_plans(policy: "VLAPolicy", env: "VectorEnv", plans: list[Plan], temperature: float = 1.0) -> list[Episode]:
-    return play(policy, env, task_reward(PARAMS, env.object_names), plans, temperature, LIMIT)
+@pytest.fixture
+def play_plans(policy: "VLAPolicy", env: "VectorEnv", scorer: Scorer) -> Callable[..., list[Episode]]:
+    def run(plans: list[Plan], temperature: float = 1.0) -> list[Episode]:
+        return play(policy, env, scorer, plans, temperature, LIMIT)
+
+    return run
 
 
 def equal(a: Episode, b: Episode) -> None:
@@ -130,42 +141,42 @@ def test_every_repeat_of_a_state_has_a_seed_of_its_own() -> None:
     assert plan_episodes(starts[1:], 1, seed=0) == [plans[1]]
 
 
-def test_an_episode_is_the_same_whatever_runs_beside_it(policy: "VLAPolicy", env: "VectorEnv") -> None:
+def test_an_episode_is_the_same_whatever_runs_beside_it(play_plans: Callable[..., list[Episode]]) -> None:
     plans = plan_episodes(start_states("official", 3, seed=0), 1, seed=0)
-    episodes = play_plans(policy, env, plans)
-    other = play_plans(policy, env, [plans[2], plans[1], plans[0]])
+    episodes = play_plans(plans)
+    other = play_plans([plans[2], plans[1], plans[0]])
     for episode, again in zip(episodes, other[::-1], strict=True):
         equal(episode, again)
-    equal(episodes[1], play_plans(policy, env, [plans[1]])[0])
+    equal(episodes[1], play_plans([plans[1]])[0])
     assert (episodes[0].decisions["action_token"] != episodes[1].decisions["action_token"]).any()
 
     # Another seed acts otherwise from the same state; greedily, no seed matters.
-    (reseeded,) = play_plans(policy, env, [Plan(plans[1].start, 0, seed=1)])
+    (reseeded,) = play_plans([Plan(plans[1].start, 0, seed=1)])
     np.testing.assert_array_equal(reseeded.initial_state, episodes[1].initial_state)
     assert (reseeded.decisions["action_token"] != episodes[1].decisions["action_token"]).any()
-    greedy = play_plans(policy, env, [Plan(plans[1].start, 0, seed) for seed in (0, 1)], temperature=0.0)
+    greedy = play_plans([Plan(plans[1].start, 0, seed) for seed in (0, 1)], temperature=0.0)
     for name, values in greedy[0].decisions.items():
         np.testing.assert_array_equal(values, greedy[1].decisions[name])
 
 
-def test_validation_is_repeatable_and_on_its_own_states(policy: "VLAPolicy", env: "VectorEnv") -> None:
-    summary = validate(policy, env, PARAMS)
+def test_validation_is_repeatable_and_on_its_own_states(policy: "VLAPolicy", env: "VectorEnv", scorer: Scorer) -> None:
+    summary = validate(policy, env, scorer, PARAMS)
     assert (summary.episodes, summary.starts, summary.temperature, summary.repeats) == (3, "validation", 1.0, 1)
-    assert validate(policy, env, PARAMS) == summary
+    assert validate(policy, env, scorer, PARAMS) == summary
     # The same as an evaluation on these states, so that what the guard saw can be looked at.
-    episodes = evaluate_policy(policy, env, of_eval(starts="validation", episodes=3, temperature=1.0))
+    episodes = evaluate_policy(policy, env, scorer, of_eval(starts="validation", episodes=3, temperature=1.0))
     assert summarise(episodes, 1.0) == summary
     # Greedily, a repeat would be the same episode again.
-    assert len(evaluate_policy(policy, env, of_eval(episodes=1, repeats=3, temperature=0.0))) == 1
+    assert len(evaluate_policy(policy, env, scorer, of_eval(episodes=1, repeats=3, temperature=0.0))) == 1
 
 
 def test_a_crash_is_counted_apart_and_changes_no_other_episode(
-    policy: "VLAPolicy", env: "VectorEnv", tmp_path: Path
+    policy: "VLAPolicy", env: "VectorEnv", scorer: Scorer, tmp_path: Path
 ) -> None:
     params = of_eval(episodes=5, repeats=2, temperature=1.0)
-    undisturbed = evaluate_policy(policy, env, params)
+    undisturbed = evaluate_policy(policy, env, scorer, params)
     # In the second decision of the third and fourth episode, environment 1 plays the fourth.
-    episodes = evaluate_policy(Killer(policy, env, {5: 1}), env, params)  # type: ignore[arg-type]
+    episodes = evaluate_policy(Killer(policy, env, {5: 1}), env, scorer, params)  # type: ignore[arg-type]
     assert [episode.crashed for episode in episodes] == [number == 3 for number in range(10)]
     crashed = episodes.pop(3)
     assert not crashed.success and len(crashed.decisions["reward"]) == 1
@@ -179,7 +190,8 @@ def test_a_crash_is_counted_apart_and_changes_no_other_episode(
     assert (summary.episodes, summary.crashes, summary.repeats) == (9, 1, 2)
     line = rate_line(asdict(summary))
     assert line.startswith("0/9 = 0% (95%") and line.endswith(", 1 crashed")
-    handle = write_evaluation(tmp_path / "e", ROOT / PARAMS.policy.base_of(PARAMS.task), episodes, params)
+    base = ROOT / PARAMS.policy.base_of(PARAMS.task)
+    handle = write_evaluation(tmp_path / "e", base, episodes, scorer.reward, params)
     assert (handle.extra["crashes"], handle.extra["episodes"], handle.extra["starts"]) == (1, 9, "official")
     stored = open_episodes(tmp_path / "e")
     assert stored["crashed"][:].tolist() == [number == 3 for number in range(10)]
@@ -188,6 +200,7 @@ def test_a_crash_is_counted_apart_and_changes_no_other_episode(
     np.testing.assert_array_equal(stored.states(7)[0], episodes[7].initial_state)
     np.testing.assert_array_equal(stored["seed"][:], [episode.seed for episode in episodes])
     assert stored.attrs.max_env_steps == LIMIT and stored.attrs.repeats == 2
+    assert stored.attrs.params["reward"] == scorer.reward.to_json()
 
 
 def test_too_many_crashes_end_it_and_leave_what_there_is(
@@ -216,7 +229,7 @@ def test_too_many_crashes_end_it_and_leave_what_there_is(
 
 
 def test_a_failure_that_is_no_crash_of_an_environment_ends_the_evaluation(
-    policy: "VLAPolicy", env: "VectorEnv"
+    policy: "VLAPolicy", env: "VectorEnv", scorer: Scorer
 ) -> None:
     class Diverged:
         def act(self, *args: Any, **named: Any) -> Any:
@@ -225,7 +238,7 @@ def test_a_failure_that_is_no_crash_of_an_environment_ends_the_evaluation(
             return acted
 
     with pytest.raises(SimulatorError, match="a policy that diverged"):
-        evaluate_policy(Diverged(), env, PARAMS)  # type: ignore[arg-type]
+        evaluate_policy(Diverged(), env, scorer, PARAMS)  # type: ignore[arg-type]
 
 
 def trained_on(path: Path, states: list[str]) -> Path:
@@ -250,7 +263,9 @@ def test_a_checkpoint_is_not_evaluated_on_states_it_was_trained_on(tmp_path: Pat
     assert not (tmp_path / "e").exists()
 
 
-def test_a_step_from_an_official_state_is_remembered_by_all_later_checkpoints(env: "VectorEnv", tmp_path: Path) -> None:
+def test_a_step_from_an_official_state_is_remembered_by_all_later_checkpoints(
+    env: "VectorEnv", scorer: Scorer, tmp_path: Path
+) -> None:
     """No command samples from an official state, but a group can be made to say so by hand."""
     params = PARAMS.model_copy(
         update={"rollout": PARAMS.rollout.model_copy(update={"envs": 2, "groups": 1, "max_env_steps": 8})}
@@ -260,8 +275,7 @@ def test_a_step_from_an_official_state_is_remembered_by_all_later_checkpoints(en
     for k in (1, 2):
         group, weighed, following = (tmp_path / f"{name}{k}" for name in ("group", "weighed", "checkpoint"))
         wanted = [Wanted(0, group, group_inputs(group, checkpoint, None))]
-        reward = task_reward(params, env.object_names)
-        list(sample_groups(open_policy(params, checkpoint), env, reward, params, wanted, iteration=k))
+        list(sample_groups(open_policy(params, checkpoint), env, scorer, params, wanted, iteration=k))
         if k == 1:
             root = json.loads((group / "zarr.json").read_text())
             root["attributes"]["tgrpo"]["initial_state"] = "official/1"

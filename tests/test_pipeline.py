@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import zarr
 
-from stages.rewards.scorer import score_trajectories
-from stages.rewards.spec import RewardSpec
+from stages.rewards.program import Reward
+from stages.rewards.scorer import Scorer
 from stages.store.groups import open_group
 from tests.conftest import ROOT, Run, short
 
@@ -47,8 +47,9 @@ def test_the_pipe_as_typed(tgrpo: Tgrpo, project: Path) -> None:
 
     # The stored group scores the same offline, with nothing but what it carries.
     stored = open_group(groups[0])
-    spec = RewardSpec.from_json(stored.attrs.params["reward"], "test")
-    reward, milestone = score_trajectories(spec, stored.attrs.object_names, stored.initial_scene(), stored.scene())
+    with Scorer(Reward.from_json(stored.attrs.params["reward"], "test")) as scorer:
+        score = scorer.on(stored.attrs.task, stored.names, stored.attrs.max_env_steps)
+        reward, milestone = score(stored.initial_scene(), stored.scene(), stored["env_steps"][:])
     np.testing.assert_array_equal(reward, stored["reward"][:])
     np.testing.assert_array_equal(milestone, stored["milestone"][:])
 
@@ -61,6 +62,22 @@ def test_the_pipe_as_typed(tgrpo: Tgrpo, project: Path) -> None:
         np.testing.assert_allclose(
             advantages["advantage"][:], 0.3 * advantages["step_advantage"][:] + 0.7 * expected_t[:, None]
         )
+
+    # With another reward the groups update the same checkpoint.
+    (project / "other.py").write_text(
+        "import numpy as np\n\ndef compute_reward(state, info):\n"
+        "    return -float(np.linalg.norm(state.ee_pos - state.objects[state.target].pos))\n"
+    )
+    again = (
+        f"{sys.executable} -m tgrpo_cli.main rescore data/groups --reward other.py"
+        f" | {sys.executable} -m tgrpo_cli.main advantage --a1 0.3 --a2 0.7"
+        f" | {sys.executable} -m tgrpo_cli.main update"
+    )
+    done = subprocess.run(again, shell=True, cwd=project, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parent"] == handle["parent"]
+    far = -np.linalg.norm(stored["ee_pos"][:] - stored["object_pos"][:, :, 0], axis=-1)
+    np.testing.assert_allclose(open_group(project / "data" / "groups" / "0003.zarr")["reward"][:], far, rtol=1e-6)
 
     # The checkpoint can be used and shown; so can the group, with its picture.
     evaluation = tgrpo("eval", handle["path"], "--episodes", 2, *short("eval.envs=2"))

@@ -18,6 +18,7 @@ from stages.describe import describe
 from stages.errors import ArtifactError, MismatchError, SimulatorError
 from stages.params import load_params
 from stages.replay import film, replay
+from stages.rewards.scorer import Scorer
 from stages.sampling import Wanted, sample_groups
 from stages.sim.backends import choose_backend
 from stages.sim.env import LiberoEnv
@@ -53,9 +54,9 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two trajectories of six decisions, as `tgrpo rollout` makes them."""
     path = tmp_path_factory.mktemp("groups") / "g.zarr"
     with open_env(PARAMS, 2) as env:
-        reward = task_reward(PARAMS, env.object_names)
         policy = open_policy(PARAMS, BASE)
-        list(sample_groups(policy, env, reward, PARAMS, [Wanted(0, path, {})], iteration=1))
+        with Scorer(task_reward(PARAMS, env)) as scorer:
+            list(sample_groups(policy, env, scorer, PARAMS, [Wanted(0, path, {})], iteration=1))
     return path
 
 
@@ -209,14 +210,14 @@ def goal(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attrs = GroupAttrs(
             task=env.task.id,
             instruction=env.task.language,
-            object_names=env.object_names,
-            target=None,
-            container=None,
+            **vars(env.names),
             initial_state=str(start),
+            labels=(),
             action_repeat=4,
             image_size=64,
             temperature=1.0,
             stop="each",
+            max_env_steps=12,
             seed=0,
             iteration=None,
             inputs={},
@@ -227,7 +228,12 @@ def goal(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
         )
         with write_group(
-            path, attrs, trajectories=2, initial_state=seen.sim_state[0, 0], initial_scene=seen.scene[0]
+            path,
+            attrs,
+            trajectories=2,
+            initial_state=seen.sim_state[0, 0],
+            initial_scene=seen.scene[0],
+            score=lambda initial, scenes, env_steps: (env_steps.astype(np.float32), env_steps.astype(np.int8)),
         ) as writer:
             for action in np.random.default_rng(0).uniform(-1, 1, (3, 2, 7)):
                 after = env.step(action)
@@ -242,8 +248,6 @@ def goal(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     action_label=action,
                     log_prob=nothing,
                     entropy=nothing,
-                    reward=nothing[:, 0],
-                    milestone=np.zeros(2, np.int8),
                     env_steps=after.env_steps,
                     sim_state=after.sim_state,
                 )
@@ -305,9 +309,12 @@ def incomplete(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path,
                     os.kill(pid, signal.SIGKILL)
             return acts[-1]
 
-    with open_env(params, 2) as env, pytest.raises(SimulatorError) as caught:
-        reward = task_reward(params, env.object_names)
-        list(sample_groups(Killer(), env, reward, params, [Wanted(0, out, {})], iteration=1))  # type: ignore[arg-type]
+    with (
+        open_env(params, 2) as env,
+        Scorer(task_reward(params, env)) as scorer,
+        pytest.raises(SimulatorError) as caught,
+    ):
+        list(sample_groups(Killer(), env, scorer, params, [Wanted(0, out, {})], iteration=1))  # type: ignore[arg-type]
     assert not out.exists()
     yield out.with_name("g.incomplete.zarr"), str(caught.value)
 

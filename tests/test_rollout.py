@@ -9,6 +9,7 @@ import pytest
 from stages.errors import ArtifactError, UsageError
 from stages.params import Params, load_params
 from stages.policy.policy import VLAPolicy
+from stages.rewards.scorer import Scorer
 from stages.rollout import group_paths
 from stages.sampling import Wanted, open_sampling_env, sample_groups
 from stages.store.artifacts import digest_of
@@ -31,9 +32,8 @@ def policy() -> Iterator[VLAPolicy]:
 
 def sample(policy: VLAPolicy, params: Params, folder: Path, indices: tuple[int, ...] = (0, 1, 2)) -> list[Path]:
     wanted = [Wanted(index, folder / f"{index}.zarr", {}) for index in indices]
-    with open_sampling_env(params) as env:
-        reward = task_reward(params, env.object_names)
-        handles = list(sample_groups(policy, env, reward, params, wanted, iteration=1))
+    with open_sampling_env(params) as env, Scorer(task_reward(params, env)) as scorer:
+        handles = list(sample_groups(policy, env, scorer, params, wanted, iteration=1))
     return [handle.path for handle in handles]
 
 

@@ -20,6 +20,12 @@ Item = TypeVar("Item", str, int)
 # What decides how a run looks or whether it waits, never what it computes.
 _WITHOUT_EFFECT = (
     "loop",
+    "gen_reward.model",  # cells train on the built-in reward
+    "gen_reward.max_tokens",
+    "gen_reward.temperature",
+    "gen_reward.rounds",
+    "gen_reward.timeout_s",
+    "gen_reward.max_retries",
     "demos.workers",
     "sim.timeout_s",
     "sim.max_restarts",

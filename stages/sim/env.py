@@ -5,7 +5,8 @@ Differences from LIBERO's own environment, by purpose:
 - A reset does not rebuild the model. It restores what the rebuild would: data, fixtures, controller and gripper.
 - Only what is asked for is observed. With `sim.observe: libero` images and proprioception are LIBERO's, which it takes
   before the environment step ends; with `latest` they are those of the state that the step ended in. A scene, which
-  rewards read, is always of that state. Success lags one physics step (2 ms) in all, so episodes end at the same step.
+  rewards read, is always of that state. Success and the goal's predicates lag one physics step (2 ms) in all, so episodes
+  end at the same step.
 - MuJoCo's sensors are off: nothing reads them, and they do not act on the physics.
 """
 
@@ -25,16 +26,16 @@ from stages.sim.glfree import mujoco
 from stages.sim.observation_clock import ObservationClock
 from stages.sim.renderer import Renderer
 from stages.sim.runtime import first_compilation, prepare, quiet
+from stages.sim.scene_parts import XYZW, HasSceneNames, SceneParts
 from stages.sim.tasks import official_states
 from stages.types import ACTION_DIM, InitialState, Scene, Task
 
 NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # stand still, fingers open; with it LIBERO lets a scene settle
 _PLACEMENT_ATTEMPTS = 100
 _INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # what the next physics step depends on, warm start included
-_XYZW = [1, 2, 3, 0]  # from MuJoCo's order of a quaternion
 
 
-class LiberoEnv:
+class LiberoEnv(HasSceneNames):
     """A LIBERO task that can be reset to an exact start and stepped.
 
     The same start and actions give the same states to the last bit, in a fresh process or after any other episodes.
@@ -46,7 +47,7 @@ class LiberoEnv:
 
     Attributes:
         task: the task.
-        object_names: the movable objects, in the order of the BDDL file; the O axis of `Scene`.
+        names: what the axes of `Scene` stand for; `object_names` and the other names are attributes as well.
         state_size: S, entries of a flattened state.
         snapshot_size: entries of a snapshot.
         model, data: MuJoCo's own; writing to them is at the writer's risk.
@@ -138,6 +139,7 @@ class LiberoEnv:
         flags, integration = parts[:2]
         self._success, self._visuals_due = bool(flags[0]), bool(flags[1])
         self._clock.memory = (flags[2], flags[3])
+        self._goal[:] = flags[4:]
         mujoco.mj_setState(self.model, self.data, integration, _INTEGRATION)
         self._synced = self._viewed = False
 
@@ -151,25 +153,16 @@ class LiberoEnv:
         self._show()
 
     def scene(self) -> Scene:
-        """What rewards may read, without leading axes. `success` is that of the last step (see the file's top)."""
+        """What rewards may read, without leading axes. `goal` and `success` are of the last step (see the file's top)."""
         self._sync()
-        data = self.data
-        return Scene(
-            ee_pos=data.site_xpos[self._grip_site].copy(),
-            ee_quat=data.xquat[self._hand_body, _XYZW],
-            gripper_qpos=data.qpos[self._finger_qpos],
-            object_pos=data.xpos[self._object_bodies],
-            object_quat=data.xquat[self._object_bodies][:, _XYZW],
-            grasped=self._grasped(),
-            success=np.array(bool(self._success)),
-        )
+        return self._scene_parts.read(self.data, self._goal, success=bool(self._success))
 
     def proprio(self) -> NDArray[np.float32]:
         """What OpenVLA-OFT reads in LIBERO, (8,): grip site (m), hand as axis-angle (rad), finger joints (m)."""
         from robosuite.utils.transform_utils import quat2axisangle
 
         view = self._view()
-        axis_angle = quat2axisangle(view.xquat[self._hand_body, _XYZW])
+        axis_angle = quat2axisangle(view.xquat[self._hand_body, XYZW])
         joints = self._shown[1] if self._sim.observe == "libero" else self.data.qpos
         return np.concatenate([view.site_xpos[self._grip_site], axis_angle, joints[self._finger_qpos]]).astype(
             np.float32
@@ -233,16 +226,9 @@ class LiberoEnv:
         self._finger_qpos = list(robot._ref_gripper_joint_pos_indexes)
         self._grip_site = robot.eef_site_id
         self._hand_body = self.model.body(robot.robot_model.eef_name).id
-        self.object_names: tuple[str, ...] = tuple(self._env.objects_dict)
-        self._object_bodies = [self._env.obj_body_id[name] for name in self.object_names]
-        self._geom_object = np.full(self.model.ngeom, -1)  # the object that a geom belongs to
-        for index, name in enumerate(self.object_names):
-            for geom in self._env.objects_dict[name].contact_geoms:
-                self._geom_object[self.model.geom(geom).id] = index
-        self._geom_finger = np.full(self.model.ngeom, -1)  # the finger whose pad a geom is
-        for index, side in enumerate(("left_fingerpad", "right_fingerpad")):
-            for geom in robot.gripper.important_geoms[side]:
-                self._geom_finger[self.model.geom(geom).id] = index
+        self._scene_parts = SceneParts(self._env, self.model)
+        self.names = self._scene_parts.names
+        self._goal = np.zeros(len(self.names.goals), np.bool_)  # which of its predicates held at the last judgement
 
     def _drawn_state(self, seed: int) -> NDArray[np.float64] | None:
         """LIBERO's reset under a seed with noise on the arm's joints, as its official states have it; None without noise.
@@ -311,8 +297,9 @@ class LiberoEnv:
         self._update_visuals()
 
     def _judge(self) -> bool:
-        """LIBERO's own goal predicate, on what the last physics step computed."""
-        self._success = bool(self._env._check_success())
+        """LIBERO's own goal predicates, on what the last physics step computed; all of them are its success."""
+        self._goal[:] = [self._env._eval_predicate(predicate) for predicate in self.names.goals]
+        self._success = bool(self._goal.all())
         self._visuals_due = True
         self._synced = self._viewed = False
         return self._success
@@ -325,7 +312,7 @@ class LiberoEnv:
 
     def _parts(self) -> list[NDArray[np.float64]]:
         """What a snapshot is made of: flags, MuJoCo's integration state, and arrays that are written in place."""
-        flags = np.array([bool(self._success), self._visuals_due, *self._clock.memory], np.float64)
+        flags = np.array([bool(self._success), self._visuals_due, *self._clock.memory, *self._goal], np.float64)
         integration = np.empty(mujoco.mj_stateSize(self.model, _INTEGRATION))
         mujoco.mj_getState(self.model, self.data, integration, _INTEGRATION)
         model = self.model  # fixtures are placed, and stoves coloured, by writing to the model
@@ -349,15 +336,6 @@ class LiberoEnv:
             mujoco.mj_camlight(self.model, self._viewed_data)
             self._viewed = True
         return self._viewed_data
-
-    def _grasped(self) -> NDArray[np.bool_]:
-        """(O,) whether an object touches the pads of both fingers."""
-        pairs = self.data.contact.geom
-        fingers, objects = self._geom_finger[pairs], self._geom_object[pairs[:, ::-1]]
-        meet = (fingers >= 0) & (objects >= 0)
-        touched = np.zeros((2, len(self.object_names)), np.bool_)
-        touched[fingers[meet], objects[meet]] = True
-        return touched[0] & touched[1]
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from stages.params import SimParams
 from stages.sim.assets import Assets
 from stages.sim.records import Layout, Record
 from stages.sim.worker import failure, serve
-from stages.types import InitialState, Task
+from stages.types import InitialState, SceneNames, Task
 
 if TYPE_CHECKING:
     from stages.sim.env import LiberoEnv
@@ -53,7 +53,7 @@ class Order:
 class Built:
     """Its answer: the environment stands."""
 
-    object_names: tuple[str, ...]
+    names: SceneNames
     layout: Layout
     threads: int  # workers can only be forked from a process of one
 
@@ -111,11 +111,14 @@ def main(descriptor: int) -> None:
         layout = Layout(
             image_size=order.sim.image_size,
             action_repeat=order.sim.action_repeat,
-            objects=len(env.object_names),
+            objects=len(env.names.object_names),
+            joints=len(env.names.joint_names),
+            places=len(env.names.place_names),
+            goals=len(env.names.goals),
             state_size=env.state_size,
             snapshot_size=env.snapshot_size,
         )
-        parent.send(pickle.dumps(Built(env.object_names, layout, len(os.listdir("/proc/self/task")))))
+        parent.send(pickle.dumps(Built(env.names, layout, len(os.listdir("/proc/self/task")))))
         while True:
             message, descriptors, _, _ = socket.recv_fds(parent, MESSAGE_BYTES, 2)
             if not message:

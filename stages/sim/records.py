@@ -33,11 +33,14 @@ Payload = InitialState | NDArray[np.float64]  # of RESET; the snapshot (Z,) of R
 
 @dataclass(frozen=True)
 class Layout:
-    """What the size of a record depends on: `image_size` H = W, K, O, S, and Z (entries of a snapshot)."""
+    """What the size of a record depends on: `image_size` H = W, K, the scene's O, J, R, Q; S; Z, entries of a snapshot."""
 
     image_size: int
     action_repeat: int
     objects: int
+    joints: int
+    places: int
+    goals: int
     state_size: int
     snapshot_size: int
 
@@ -58,8 +61,14 @@ class Layout:
                 ("gripper_qpos", np.float64, (2,)),
                 ("object_pos", np.float64, (self.objects, 3)),
                 ("object_quat", np.float64, (self.objects, 4)),
+                ("object_lin_vel", np.float64, (self.objects, 3)),
+                ("object_ang_vel", np.float64, (self.objects, 3)),
+                ("joint_pos", np.float64, (self.joints,)),
+                ("place_pos", np.float64, (self.places, 3)),
                 ("proprio", np.float32, (PROPRIO_DIM,)),
                 ("grasped", np.bool_, (self.objects,)),
+                ("touched", np.bool_, (self.objects,)),
+                ("goal", np.bool_, (self.goals,)),
                 ("success", np.bool_),
                 ("image", np.uint8, (self.image_size, self.image_size, 3)),
             ],

@@ -21,6 +21,7 @@ from stages.sim.memory import available_bytes, private_bytes
 from stages.sim.processes import Lost, Nursery, Silent, Worker
 from stages.sim.records import Command, Payload, observation
 from stages.sim.runtime import check_versions
+from stages.sim.scene_parts import HasSceneNames
 from stages.types import ACTION_DIM, InitialState, Task, VectorObservation
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class _Slot:
     losses: int = 0  # of workers, since the last reset
 
 
-class VectorEnv:
+class VectorEnv(HasSceneNames):
     """N environments of one task. Use it as a context manager, or call `close`.
 
     All workers are forked from one process that has built the environment, so they share the model's memory and start
@@ -63,7 +64,7 @@ class VectorEnv:
     Attributes:
         task, num_envs, assets: as given.
         action_repeat: K, environment steps a decision is held for.
-        object_names: the movable objects, the O axis of `Scene`.
+        names: what the axes of `Scene` stand for; `object_names` and the other names are attributes as well.
         state_size: S, entries of a flattened MuJoCo state.
         restarts: workers that were replaced so far.
 
@@ -92,7 +93,7 @@ class VectorEnv:
         self._shut = weakref.finalize(self, _shut_down, os.getpid(), self._nursery, self._slots)
         try:
             built = self._nursery.start()
-            self.object_names = built.object_names
+            self.names = built.names
             self.state_size = built.layout.state_size
             self._run({0: None})
             self._refuse_too_many()

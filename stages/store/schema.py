@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-GROUP_VERSION = 1
+GROUP_VERSION = 2
 ADVANTAGES_VERSION = 2
 
 AXES = {
@@ -16,6 +16,9 @@ AXES = {
     "K": "environment step within a decision (20 a second)",
     "A": "action token: position (3), rotation (3), gripper",
     "O": "object, in the order of the attribute `object_names`",
+    "J": "joint of a fixture, in the order of `joint_names`",
+    "R": "place, in the order of `place_names`",
+    "Q": "predicate of the task's goal, in the order of `goals`",
     "S": "entry of the flattened MuJoCo state: time, qpos, qvel",
     "H": "image row, from the top",
     "W": "image column, from the left",
@@ -78,7 +81,13 @@ _SCENE = (
     ("gripper_qpos", "finger", "float64", "m", "finger joints; about (0.04, -0.04) is open"),
     ("object_pos", "O xyz", "float64", "m", "body origins"),
     ("object_quat", "O xyzw", "float64", "", "orientations of the bodies"),
+    ("object_lin_vel", "O xyz", "float64", "m/s", "velocities of the body origins"),
+    ("object_ang_vel", "O xyz", "float64", "rad/s", "angular velocities, about the world's axes"),
     ("grasped", "O", "bool", "", "both finger pads touch the object"),
+    ("touched", "O", "bool", "", "the hand or a finger touches the object"),
+    ("joint_pos", "J", "float64", "m, rad", "joints of drawers (m), doors and knobs (rad)"),
+    ("place_pos", "R xyz", "float64", "m", "middles of regions, handles and knobs"),
+    ("goal", "Q", "bool", "", "LIBERO's predicate holds"),
     ("success", "", "bool", "", "LIBERO's own goal predicate holds"),
 )
 
@@ -131,18 +140,28 @@ class GroupAttrs:
 
     task: Annotated[str, "task id, such as `libero_object/6`"]
     instruction: Annotated[str, "what the policy was told"]
-    object_names: Annotated[tuple[str, ...], "names of axis O"]
-    target: Annotated[str | None, "the object that the reward watches"]
-    container: Annotated[str | None, "where the target belongs"]
+    object_names: Annotated[tuple[str, ...], "names of axis O, in the order of the BDDL file"]
+    joint_names: Annotated[tuple[str, ...], "names of axis J: joints of fixtures, such as `wooden_cabinet_1_top_level`"]
+    joint_ranges: Annotated[tuple[tuple[float, float], ...], "lower and upper end of each joint's range, m or rad"]
+    place_names: Annotated[
+        tuple[str, ...], "names of axis R: regions that the goal names, handles and knobs of its fixtures"
+    ]
+    goals: Annotated[
+        tuple[tuple[str, ...], ...],
+        "axis Q: predicate and arguments, such as `in`, `butter_1`, `basket_1_contain_region`",
+    ]
     initial_state: Annotated[str, "where all trajectories start: `sampled/SEED` or `official/INDEX`"]
+    labels: Annotated[tuple[str, ...], "names of the trajectories, where they have been given some; empty for rollouts"]
     action_repeat: Annotated[int, "K, environment steps for which a decision is held"]
     image_size: Annotated[int, "H and W, pixels"]
     temperature: Annotated[float, "of sampling; 0 is greedy"]
     stop: Annotated[str, "`first`: the first success ends all trajectories; `each`: each runs to its own end"]
+    max_env_steps: Annotated[int, "environment steps after which a trajectory without success ends"]
     seed: Annotated[int, "the run's seed"]
     iteration: Annotated[int | None, "which iteration of a training loop sampled it"]
     inputs: Annotated[
-        Mapping[str, Mapping[str, str]], "checkpoint, reward -> digest, and path from this group's folder"
+        Mapping[str, Mapping[str, str]],
+        "checkpoint, reward, and `group` where it was rescored -> digest, and path from this group's folder",
     ]
     params: Annotated[Mapping[str, Any], "resolved params that can change the result"]
 

@@ -27,7 +27,13 @@ def _scene(
         gripper_qpos=np.array([0.04, -0.04]),
         object_pos=np.array([butter, BASKET]),
         object_quat=np.array([[0.0, 0, 0, 1], [0, 0, 0, 1]]),
+        object_lin_vel=np.zeros((2, 3)),
+        object_ang_vel=np.zeros((2, 3)),
         grasped=np.array([grasped, False]),
+        touched=np.array([grasped, False]),
+        joint_pos=np.zeros(0),
+        place_pos=np.zeros((0, 3)),
+        goal=np.zeros(1, np.bool_),
         success=np.array(False),
     )
 

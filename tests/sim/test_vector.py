@@ -106,7 +106,7 @@ def _wait_until_gone(pids: list[int], seconds: float = 10.0) -> bool:
 def test_equals_one_environment_bit_by_bit(vector: VectorEnv, undisturbed: list[VectorObservation]) -> None:
     assert (vector.num_envs, vector.action_repeat, vector.state_size) == (2, 3, 110)
     env = LiberoEnv(TASK, SIM, resolve_assets(SIM))
-    assert vector.object_names == env.object_names
+    assert vector.names == env.names
     for n, start in enumerate(STARTS):
         env.reset(start)
         for t, observation in enumerate(undisturbed):
@@ -179,7 +179,7 @@ def test_a_decision_ends_early_on_success() -> None:
     state[butter : butter + 3] = state[basket : basket + 3]
     env.reset(state)
     with new_memory() as memory:
-        record = Record(Layout(48, 3, len(env.object_names), env.state_size, env.snapshot_size), memory)
+        record = Record(Layout(48, 3, len(env.object_names), 0, 1, 1, env.state_size, env.snapshot_size), memory)
     record["action"] = [0, 0, 0, 0, 0, 0, -1]
     _hold(record, env)
     assert record["env_steps"] == 1

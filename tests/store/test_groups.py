@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from group_sample import ATTRS, LENGTHS, SIZE, G, K, S, T, decision, scene, write_sample
+from group_sample import ATTRS, LENGTHS, SIZE, G, K, S, T, decision, sample_score, scene, write_sample
 
 from stages.errors import ArtifactError, SimulatorError
 from stages.store.artifacts import digest_of, find_partials
@@ -97,6 +97,7 @@ def test_frames_reach_the_disk_while_the_rollout_runs(tmp_path: Path) -> None:
         trajectories=G,
         initial_state=np.zeros(S),
         initial_scene=scene(rng=np.random.default_rng(0)),
+        score=sample_score,
     ) as writer:
         for t in range(33):
             writer.append(**decision(t))
@@ -130,6 +131,7 @@ def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
             trajectories=G,
             initial_state=np.zeros(S),
             initial_scene=scene(rng=np.random.default_rng(0)),
+            score=sample_score,
         ) as writer,
     ):
         for t in range(20):
@@ -166,6 +168,7 @@ def test_arrays_of_another_shape_are_refused(tmp_path: Path, change: dict[str, A
             trajectories=G,
             initial_state=np.zeros(S),
             initial_scene=scene(rng=np.random.default_rng(0)),
+            score=sample_score,
         ) as writer,
     ):
         writer.append(**{**decision(0), **change})
@@ -180,6 +183,7 @@ def test_an_ended_trajectory_stays_ended(tmp_path: Path) -> None:
             trajectories=G,
             initial_state=np.zeros(S),
             initial_scene=scene(rng=np.random.default_rng(0)),
+            score=sample_score,
         ) as writer,
     ):
         writer.append(**{**decision(0), "mask": np.array([True, False, True])})
@@ -209,8 +213,8 @@ def test_no_record_is_refused(copy: Path, tmp_path: Path) -> None:
 
 
 def test_another_schema_version_is_refused(copy: Path) -> None:
-    edit_record(copy, schema_version=2)
-    with pytest.raises(ArtifactError, match="schema version 2, this tgrpo reads version 1"):
+    edit_record(copy, schema_version=1)
+    with pytest.raises(ArtifactError, match="schema version 1, this tgrpo reads version 2"):
         open_group(copy)
 
 
@@ -268,6 +272,7 @@ def fail_after(decisions: int, path: Path, overwrite: bool = False) -> str:
             trajectories=G,
             initial_state=np.zeros(S),
             initial_scene=scene(rng=np.random.default_rng(0)),
+            score=sample_score,
             overwrite=overwrite,
         ) as writer,
     ):
@@ -287,7 +292,7 @@ def test_what_the_simulator_cut_short_is_kept_apart(tmp_path: Path) -> None:
         open_group(kept)
     group = open_group(kept, incomplete=True)
     assert (group.complete, group.decisions, group.summary.env_steps) == (False, 20, 2 * (20 + 17 + 20))
-    np.testing.assert_array_equal(group["reward"][0], [decision(t)["reward"][0] for t in range(20)])
+    np.testing.assert_array_equal(group["reward"][0], [1, 2] * 10)
     np.testing.assert_array_equal(group["image"][2, 19], decision(19)["image"][2])
     # A later failure at the same place takes it over, and a group that gets whole does not touch it.
     fail_after(3, tmp_path / "g.zarr")
