@@ -25,6 +25,8 @@ def describe(path: Path) -> Handle:
         "checkpoint": _checkpoint,
         "eval": _evaluation,
         "train": _evaluation_pair,
+        "reward": _reward,
+        "report": _report,
     }
     summarise = summaries.get(record["kind"])
     return handle_for(path, summarise(path, record) if summarise else {})
@@ -73,6 +75,16 @@ def _advantages(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "return_std": round(record["return_std"], 3),
         **_links(path, record, "group"),
     }
+
+
+def _reward(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    details = record["details"]
+    return {"origin": details["origin"], "verdict": details["verdict"]}
+
+
+def _report(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    details = record["details"]
+    return {"passed": details["passed"], "verdict": details["verdict"], "reward_digest": details["reward_digest"]}
 
 
 def _checkpoint(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from stages.errors import ArtifactError, ParamsError
+from stages.errors import ArtifactError, MismatchError, ParamsError
 from stages.params import GenRewardParams
 from stages.rewards.interface import Context
 from stages.rewards.program import Reward
@@ -63,3 +63,36 @@ def builtin_reward(params: GenRewardParams, context: Context) -> Reward:
         )
     source = goal_program(context, Thresholds.of(params), joint_goals(context.goals))
     return Reward(context.task, source, path=f"the built-in reward of {context.task}")
+
+
+def key_pose_reward(params: GenRewardParams, context: Context, demo: Path) -> Reward:
+    """The generated two-part program, with the key poses of a demonstration.
+
+    Args:
+        demo: a group of the task with a trajectory that succeeds; the first such is read.
+
+    Raises:
+        MismatchError: a group of another task, or without a success.
+        ArtifactError: no whole group.
+    """
+    from stages.rewards.builtin import Thresholds, key_pose_program, key_poses_of, stage_program, stages_of
+    from stages.rewards.sandbox import RewardProcess
+    from stages.rewards.scorer import score_trajectories
+    from stages.sim.joint_goals import joint_goals
+    from stages.store.groups import open_group
+
+    group = open_group(demo)
+    if group.attrs.task != context.task:
+        raise MismatchError(f"{demo} is a demonstration of {group.attrs.task}, and the task is {context.task}")
+    won = group.successes().nonzero()[0]
+    if not len(won):
+        raise MismatchError(f"{demo} holds no success; key poses need one: name another group by --demo")
+    thresholds, joints = Thresholds.of(params), joint_goals(context.goals)
+    with RewardProcess(stage_program(context, thresholds, joints), "the stage program", context) as program:
+        _, milestone = score_trajectories(program, group.initial_scene(), group.scene(), group["env_steps"][:])
+    i, length = int(won[0]), int(group["length"][int(won[0])])
+    poses = key_poses_of(
+        group.scene()[i, :length], milestone[i, :length], context.object_names, stages_of(context, joints)
+    )
+    source = key_pose_program(context, thresholds, joints)
+    return Reward(context.task, source, tuple(poses), path=f"the key-pose reward of {context.task}")

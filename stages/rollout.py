@@ -15,6 +15,7 @@ from stages.rewards.scorer import Scorer
 from stages.sampling import Wanted, open_sampling_env, sample_groups
 from stages.store.handles import Handle
 from stages.store.provenance import reference
+from stages.trust import refuse_unverified
 from stages.workspace import next_path, open_checkpoint, open_policy, read_checkpoint, task_reward
 
 
@@ -25,15 +26,17 @@ def rollout(
     out: Path | None = None,
     reporter: Reporter | None = None,
     overwrite: bool = False,
+    unverified: bool = False,
 ) -> Iterator[Handle]:
     """Samples `rollout.groups` groups of `rollout.envs` trajectories; yields each handle as soon as its group is whole.
 
     Args:
         out: the path of the group when it ends in .zarr, else the folder for the groups; None numbers them under
             data/groups.
+        unverified: take a reward without a report that it passed.
 
     Raises:
-        ArtifactError, MismatchError, RewardError: see `open_policy`, `task_reward`, `sample_groups`.
+        ArtifactError, MismatchError, RewardError: see `open_policy`, `task_reward`, `refuse_unverified`, `sample_groups`.
         SimulatorError: the simulator cannot start.
     """
     params, checkpoint = open_checkpoint(params, checkpoint)
@@ -42,6 +45,8 @@ def rollout(
     paths = group_paths(out, params.rollout.groups)
     wanted = [Wanted(index, path, group_inputs(path, checkpoint, reward)) for index, path in enumerate(paths)]
     with open_sampling_env(params) as env, Scorer(task_reward(params, env, reward)) as scorer:
+        if not unverified:
+            refuse_unverified(scorer.reward, reward)
         yield from sample_groups(
             policy, env, scorer, params, wanted, iteration=iteration, overwrite=overwrite, reporter=reporter
         )

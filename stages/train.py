@@ -19,12 +19,14 @@ from stages.conclusion import acting, conclude, ending_line, read_summary
 from stages.errors import DivergedError
 from stages.estimate import clock as in_words
 from stages.evaluate import evaluate_policy, rate_line, start_states, validate, write_evaluation
+from stages.gen_reward import built_in
 from stages.guard import Ending, due, idle, judge, kept, trouble
 from stages.history import HISTORY, read_history, write_history
 from stages.lineage import refuse_trained_on
 from stages.live import cells, cost
 from stages.params import Params
 from stages.reporting import Reporter, Silent
+from stages.reward_files import load_reward
 from stages.rewards.scorer import Scorer
 from stages.rollout import group_inputs
 from stages.run_folder import Run
@@ -35,6 +37,7 @@ from stages.store.groups import Group, open_group
 from stages.store.handles import Handle
 from stages.telemetry import Clock, read_telemetry, record, seconds_left
 from stages.trackers import Log, figures, open_trackers, require_trackers
+from stages.trust import refuse_unverified
 from stages.update import base_of, learn, open_learner, open_pair, update_inputs, write_checkpoint
 from stages.workspace import next_path, open_checkpoint, open_env, open_policy, read_checkpoint, task_reward
 
@@ -51,12 +54,14 @@ def train(
     out: Path | None = None,
     reporter: Reporter | None = None,
     resume: bool = False,
+    unverified: bool = False,
 ) -> Handle:
     """Trains from `checkpoint` for at most `train.iterations` iterations and evaluates before and after.
 
     Args:
         out: the run's folder, see `run_folder`; None numbers it under data/runs.
         resume: go on with what lies at `out`.
+        unverified: take a reward without a report that it passed.
 
     Raises:
         ArtifactError: `out` holds a run and `resume` is false, or one of its artifacts is broken.
@@ -69,6 +74,8 @@ def train(
     params, checkpoint = open_checkpoint(params, checkpoint)
     for starts, n in ((params.eval.starts, params.eval.episodes), ("validation", params.train.validation.episodes)):
         refuse_trained_on(checkpoint, read_checkpoint(checkpoint), start_states(starts, n, params.seed))
+    if not unverified:
+        refuse_unverified(load_reward(reward) if reward else built_in(params), reward)
     run = Run(params, checkpoint, reward, out or next_path("runs"))
     run.claim(resume)
     before = _evaluate(run, 0, "before", run.start, reporter)

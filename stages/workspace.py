@@ -220,6 +220,12 @@ def task_objects(object_names: tuple[str, ...]) -> tuple[str, str]:
     return target, container
 
 
+def policy_for_probes(params: Params) -> Path | None:
+    """The checkpoint whose own episodes a reward is verified on: `policy.base` where it lies on this disk, else None."""
+    base = Path(params.policy.base_of(params.task))
+    return base if base.is_dir() else None
+
+
 def task_reward(params: Params, env: "VectorEnv | LiberoEnv", reward: Path | None = None) -> Reward:
     """The reward at `reward` (see `load_reward`), or the built-in one for the environment's task.
 

@@ -20,6 +20,7 @@ TOOLS = {
     "inspect",
     "replay",
     "rescore",
+    "verify-reward",
     "bench",
     "doctor",
     "export",
@@ -87,7 +88,7 @@ def test_advantage_needs_neither_torch_nor_the_simulator() -> None:
         (["eval", "data"], None, 1, "no whole artifact"),
         (["compare", "data", "--json", "nowhere/x.json"], None, 2, "there is no folder nowhere"),
         (["inspect", "nowhere"], None, 1, "nowhere does not exist"),
-        (["gen-reward", "--task", "libero_goal/1"], None, 2, "libero_object"),
+        (["gen-reward", "--task", "libero_goal/10"], None, 2, "there is no task libero_goal/10"),
     ],
 )
 def test_bad_input_is_one_line_with_the_remedy(

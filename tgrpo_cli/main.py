@@ -29,6 +29,7 @@ from tgrpo_cli import (
     sft,
     train,
     update,
+    verify_reward,
 )
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "gen-reward": gen_reward.command,
+    "verify-reward": verify_reward.command,
     "demos": demos.command,
     "sft": sft.command,
     "rollout": rollout.command,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress
 
+    from stages.rewards.verification import Report
     from stages.store.handles import Handle
 
 
@@ -167,6 +168,23 @@ def _table(title: str, lines: list[Mapping[str, str]], width: int) -> "Renderabl
     for line in lines:
         table.add_row(*(line[column] for column in shown))
     return table
+
+
+def print_checks(report: "Report", handle: "Handle") -> None:
+    """A verification, a line for each check with what was found; and in a pipe the report's handle."""
+    if not sys.stdout.isatty():
+        print(handle.to_json(), flush=True)
+    out = sys.stdout if sys.stdout.isatty() else sys.stderr
+    for check in report.checks:
+        mark = "-" if check.passed is None else "ok" if check.passed else "FAIL"
+        print(f"{mark:<5}{check.name:<22}{check.found}", file=out)
+        if check.passed is False:
+            print(f"{'':<27}required: {check.required}", file=out)
+            if check.where:
+                print(f"{'':<27}seen in: {check.where}", file=out)
+    if report.seconds_per_call is not None:
+        print(f"{'':<5}{'time':<22}{1e6 * report.seconds_per_call:.1f} microseconds a call", file=out)
+    print(f"{report.verdict}; see {handle.path}", file=out)
 
 
 def reporter() -> Reporter:

@@ -15,7 +15,12 @@ def command(
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The policy; default: policy.base of params.")] = None,
     base: Base = None,
-    reward: Annotated[Path | None, typer.Option(help="A reward artifact; default: the built-in one.")] = None,
+    reward: Annotated[
+        Path | None, typer.Option(help="A reward artifact or a bare program; default: the built-in one.")
+    ] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Take a reward that has no report of having passed verification.")
+    ] = False,
     task: TaskId = None,
     out: Out = None,
     seed: Seed = None,
@@ -47,5 +52,5 @@ def command(
     )
     start = checkpoint or Path(resolved.policy.base_of(resolved.task))
     show = HandlePrinter()
-    for handle in rollout(resolved, start, reward, out, reporter(), overwrite=force):
+    for handle in rollout(resolved, start, reward, out, reporter(), overwrite=force, unverified=unverified):
         show(handle)

@@ -10,7 +10,12 @@ def command(
     iterations: Annotated[int | None, typer.Option(help="Iterations of rollout, advantage, update.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Where to start; default: policy.base of params.")] = None,
     base: Base = None,
-    reward: Annotated[Path | None, typer.Option(help="A reward artifact; default: the built-in one.")] = None,
+    reward: Annotated[
+        Path | None, typer.Option(help="A reward artifact or a bare program; default: the built-in one.")
+    ] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Take a reward that has no report of having passed verification.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out, if there is one.")] = False,
     algo: Annotated[
         str | None,
@@ -44,4 +49,4 @@ def command(
         params, set_, train__iterations=iterations, policy__base=base, task=task, seed=seed, update__algo=algo
     )
     start = checkpoint or Path(resolved.policy.base_of(resolved.task))
-    HandlePrinter()(train(resolved, start, reward, out, reporter(), resume=resume))
+    HandlePrinter()(train(resolved, start, reward, out, reporter(), resume=resume, unverified=unverified))

@@ -27,6 +27,8 @@ MADE_BY = {
     "advantages": ("advantage",),
     "checkpoint": ("sft", "update"),
     "reward": ("gen-reward",),
+    "probes": ("verify-reward",),
+    "report": ("verify-reward",),
     "demos": ("demos",),
     "eval": ("eval",),
     "episodes": ("eval",),

@@ -1,0 +1,80 @@
+"""`tgrpo gen-reward` and `verify-reward` as a user runs them, on the real simulator and against a server that speaks the API."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+from tests.rewards.llm.loopback import GOOD_REPLY, Loopback, say
+
+TASK = "libero_object/7"  # no policy of this task is shipped, so the recordings are short
+HOVER = '''\
+import numpy as np
+
+
+def compute_reward(state, info):
+    """Pays for a hand above the basket, and forgets what is in it."""
+    above = np.linalg.norm((state.ee_pos - state.objects["basket_1"].pos)[:2]) < 0.15
+    return 20.0 if above else (16.0 if info.task_success else -1.0)
+'''
+
+
+def test_without_a_key_the_offline_ways_are_named(
+    tgrpo: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    run = tgrpo("gen-reward", "--task", "libero_object/6", "--builtin")  # shipped as verified: nothing is recorded
+    assert run.code == 0 and run.handles[0]["verdict"].startswith("passed")
+    assert (project / run.handles[0]["path"] / "reward.py").is_file()
+    assert not (project / "data" / "probes").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--builtin", "--from-file", "reward.py"), "name two programs"),
+        (("--builtin", "--fresh"), "leave out --builtin"),
+        (("--demo", "x.zarr"), "add --builtin"),
+        (("--builtin", "--task", "libero_object/77"), "there is no task"),
+    ],
+)
+def test_options_that_mean_nothing_together(tgrpo: Callable[..., Run], args: tuple[str, ...], says: str) -> None:
+    run = tgrpo("gen-reward", *args)
+    assert run.code == 2 and says in run.err
+    assert len(run.err.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_reward_is_written_by_a_model_proven_and_trained_on(
+    tgrpo: Callable[..., Run], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way. The first reply is refused by verification, the findings go back, the second one passes."""
+    bad = f"Here it is.\n\n```python\n{HOVER}```\n"
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
+    with Loopback(say(bad), say(GOOD_REPLY)) as server:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+        run = tgrpo("gen-reward", "--task", TASK, "--out", "data/rewards/0001")
+        assert run.code == 0, run.err
+        assert len(server.requests) == 2
+        findings = server.requests[1].body["messages"][-1]["content"][0]["text"]
+        assert "completion" in findings and "honest" in findings
+        again = tgrpo("gen-reward", "--task", TASK, "--out", "data/rewards/0002")
+        assert again.code == 0 and len(server.requests) == 2  # the same was asked before
+    reward = project / "data/rewards/0001"
+    assert (reward / "verification.png").stat().st_size > 10_000
+    assert json.loads((reward / "report.json").read_text())["passed"]
+    assert sorted(path.name for path in (reward / "conversation" / "replies").iterdir()) == ["01.json", "02.json"]
+    assert not any(b"sk-secret" in path.read_bytes() for path in project.rglob("*") if path.is_file())
+
+    (project / "hover.py").write_text(HOVER)
+    refused = tgrpo("gen-reward", "--task", TASK, "--from-file", "hover.py", "--out", "data/rewards/0003")
+    assert refused.code == 1 and not (project / "data/rewards/0003").exists()
+    assert (project / "data/rewards/refused/0003/findings.txt").is_file()
+    assert re.search(r"hover\.py is refused: \d+ of \d+ checks fail", refused.err)
+
+    verified = tgrpo("verify-reward", str(reward))
+    assert verified.code == 0 and verified.handles[0]["passed"] is True
+    assert tgrpo("verify-reward", "hover.py", "--task", TASK).code == 1

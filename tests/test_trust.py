@@ -1,0 +1,98 @@
+"""Which rewards may be trained on."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stages.errors import MismatchError
+from stages.params import Params
+from stages.reward_files import builtin_reward
+from stages.rewards.interface import Context
+from stages.rewards.program import Reward
+from stages.rewards.verification import Check, Report
+from stages.sim.goals import parse_goal
+from stages.sim.tasks import list_tasks, task_object_names
+from stages.trust import is_shipped, refuse_unverified
+from tests.conftest import Run
+
+REWARD = Reward("libero_object/6", "def compute_reward(state, info):\n    return 1.0\n", path="reward.py")
+PASSED = Report(
+    task="libero_object/6",
+    reward_digest=REWARD.digest,
+    probes_digest="0" * 64,
+    passed=True,
+    checks=(Check("honest", True, "nothing returns more", "less"),),
+    rows=(),
+    levels=(),
+    milestone_names=(),
+    decisions=50,
+    env_steps=4,
+    seconds_per_call=None,
+    versions={},
+)
+REFUSED = replace(PASSED, passed=False, checks=(replace(PASSED.checks[0], passed=False),))
+
+
+@pytest.fixture
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Report, str], Path]:
+    """Writes a report into a folder of the working directory, a user's project."""
+    monkeypatch.chdir(tmp_path)
+
+    def put(report: Report, folder: str) -> Path:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "report.json").write_text(json.dumps(report.to_json()))
+        return Path(folder)
+
+    return put
+
+
+def test_a_reward_without_a_report_is_refused_with_the_remedy(put: Callable[[Report, str], Path]) -> None:
+    with pytest.raises(MismatchError, match=r"is not verified; .*`tgrpo verify-reward reward.py`.*--unverified"):
+        refuse_unverified(REWARD, Path("reward.py"))
+    with pytest.raises(MismatchError, match="--task libero_object/6 --builtin"):
+        refuse_unverified(REWARD, None)
+
+
+@pytest.mark.parametrize("folder", ["data/rewards/0001", "data/reports/0007"])
+def test_a_report_that_it_passed_counts_in_the_artifact_and_under_reports(
+    put: Callable[[Report, str], Path], folder: str
+) -> None:
+    put(PASSED, folder)
+    refuse_unverified(REWARD, Path("data/rewards/0001"))
+
+
+def test_a_report_that_it_failed_is_quoted(put: Callable[[Report, str], Path]) -> None:
+    path = put(REFUSED, "data/rewards/0001")
+    with pytest.raises(MismatchError, match="refused: 1 of 1 checks fail: honest"):
+        refuse_unverified(REWARD, path)
+
+
+def test_a_report_on_another_program_counts_for_nothing(put: Callable[[Report, str], Path]) -> None:
+    path = put(PASSED, "data/rewards/0001")
+    with pytest.raises(MismatchError, match="is on another program"):
+        refuse_unverified(replace(REWARD, source=REWARD.source + "# changed\n"), path)
+
+
+def test_a_report_that_says_more_than_its_checks_counts_for_nothing(put: Callable[[Report, str], Path]) -> None:
+    path = put(replace(REFUSED, passed=True), "data/rewards/0001")
+    with pytest.raises(MismatchError, match="is not verified"):
+        refuse_unverified(REWARD, path)
+
+
+def test_the_built_in_rewards_of_libero_object_are_verified_as_they_are_now(params: Params) -> None:
+    for task in list_tasks("libero_object"):
+        context = Context(task.id, task_object_names(task), (), (), (), parse_goal(task), task.max_env_steps)
+        assert is_shipped(builtin_reward(params.gen_reward, context)), f"run scripts/verify_builtins.py {task.id}"
+    changed = params.gen_reward.model_copy(update={"lift_m": 0.04})
+    assert not is_shipped(builtin_reward(changed, context))
+
+
+def test_rollout_refuses_an_unverified_reward_before_it_samples(tgrpo: Callable[..., Run], project: Path) -> None:
+    (project / "mine.py").write_text(REWARD.source)
+    run = tgrpo("rollout", "--reward", "mine.py")
+    assert (run.code, run.out) == (1, "")
+    assert "mine.py is not verified" in run.err and "Traceback" not in run.err
+    assert not (project / "data" / "groups").exists()
