@@ -1,6 +1,7 @@
 """Rewards from where they come: a reward artifact, a bare program, or the built-in generator."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from stages.errors import ArtifactError, MismatchError, ParamsError
@@ -94,5 +95,5 @@ def key_pose_reward(params: GenRewardParams, context: Context, demo: Path) -> Re
     poses = key_poses_of(
         group.scene()[i, :length], milestone[i, :length], context.object_names, stages_of(context, joints)
     )
-    source = key_pose_program(context, thresholds, joints)
+    source = key_pose_program(replace(context, key_poses=tuple(poses)), thresholds, joints)
     return Reward(context.task, source, tuple(poses), path=f"the key-pose reward of {context.task}")

@@ -78,3 +78,12 @@ def test_a_reward_is_written_by_a_model_proven_and_trained_on(
     verified = tgrpo("verify-reward", str(reward))
     assert verified.code == 0 and verified.handles[0]["passed"] is True
     assert tgrpo("verify-reward", "hover.py", "--task", TASK).code == 1
+
+
+@pytest.mark.slow
+def test_the_two_part_reward_of_a_demonstration_is_proven(tgrpo: Callable[..., Run], project: Path) -> None:
+    demos = tgrpo("demos", "--out", "data/demos", "--set", "demos.episodes=1", "--set", "demos.workers=1")
+    assert demos.code == 0, demos.err
+    run = tgrpo("gen-reward", "--builtin", "--demo", "data/demos/000.zarr")
+    assert run.code == 0 and run.handles[0]["verdict"].startswith("passed: 13 checks"), run.err
+    assert len(json.loads((project / run.handles[0]["path"] / "key_poses.json").read_text())) == 6

@@ -97,7 +97,7 @@ def test_every_task_has_a_two_part_program(task_id: str) -> None:
     assert milestone.max() < len(namespace_of(source)["MILESTONES"])
     staged, _ = score(stage_program(context, Thresholds(), joints), context, moments)
     bonus = reward - staged
-    assert set(bonus) <= {0.0, 0.5, 1.0}
+    assert set(bonus) <= {0.0, 0.25, 0.5}
     assert not bonus[
         (staged < -2) | moments["task_success"]
     ].any()  # a drop, and completion, are worth the same for all
@@ -126,16 +126,16 @@ def bonus(
 def test_key_poses_move_with_the_start_and_the_place(aside: np.ndarray, beyond: np.ndarray) -> None:
     start, end = START + aside, END + beyond
     gripped = start + np.array([0, 0, 0.03])  # 3 cm under where the demonstration has it lifted
-    assert bonus(gripped, start, end, held=True, hand=gripped + GRIP, opening=0.01) == 1.0
+    assert bonus(gripped, start, end, held=True, hand=gripped + GRIP, opening=0.01) == 0.5
     coming = np.array([end[0] - 0.145, end[1], start[2] + 0.17])  # 4.5 cm before it is near the plate
-    assert bonus(coming, start, end, held=True, hand=coming + GRIP, opening=0.01) == 1.0
+    assert bonus(coming, start, end, held=True, hand=coming + GRIP, opening=0.01) == 0.5
     astray = coming + np.array([0, 0.2, 0])
-    assert bonus(astray, start, end, held=True, hand=astray + GRIP, opening=0.01) == 0.5
+    assert bonus(astray, start, end, held=True, hand=astray + GRIP, opening=0.01) == 0.25
 
 
 @pytest.mark.parametrize(
     ("offset", "opening", "expected"),
-    [((0, 0, 0), 0.01, 1.0), ((0, 0, 0), 0.08, 0.5), ((0, 0.06, 0), 0.01, 0.5)],
+    [((0, 0, 0), 0.01, 0.5), ((0, 0, 0), 0.08, 0.25), ((0, 0.06, 0), 0.01, 0.25)],
     ids=["as in the key pose", "open", "aside"],
 )
 def test_the_hand_counts_by_position_and_opening(

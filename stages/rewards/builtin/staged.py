@@ -17,7 +17,7 @@ STAGES = len(LEVELS)
 DROP = -4.0
 REACHED = 16.0  # what each reached sub-goal adds
 COMPLETION = 8.0  # what completion adds for each sub-goal but the first, so that it stands out from being nearly there
-BONUS = 0.5  # for each of the two things that may be as in the next key pose; both are less than a stage
+BONUS = 0.25  # for each of the two things that may be as in the next key pose; completion stays 1.25 times the rest
 
 _STAGE_NAMES = {
     "placing": ("far", "approaching", "ready to grasp", "lifted", "near the place", "above the place"),
