@@ -96,7 +96,8 @@ def ranking(t: Trajectories) -> Check:
 def order(t: Trajectories) -> Check:
     """Along a success of the expert each milestone comes after all lower ones, and is worth more."""
     required = (
-        "along every success of the expert, milestones reached for the first time in rising order, with rising rewards"
+        f"along every success of the expert, milestones first reached in rising order ({IN_ORDER:.0%} of their pairs at least), "
+        "with rising rewards"
     )
     experts = t.experts()
     if not experts:

@@ -204,8 +204,10 @@ def make_report(
 
 
 def _passed(checks: list[Check] | tuple[Check, ...]) -> bool:
-    """Something was checked on trajectories, and nothing failed."""
-    return all(check.passed is not False for check in checks) and any(check.name == "honest" for check in checks)
+    """An honest success was compared with failures, and nothing failed."""
+    return all(check.passed is not False for check in checks) and any(
+        check.name == "honest" and check.passed for check in checks
+    )
 
 
 def _rows(index: int, t: Trajectories) -> list[Row]:
