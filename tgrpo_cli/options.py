@@ -30,6 +30,10 @@ Base = Annotated[
         "--base", metavar="FOLDER|OWNER/NAME", help="Overrides policy.base: a checkpoint folder or a model of the hub."
     ),
 ]
+Reward = Annotated[Path | None, typer.Option(help="A reward artifact or a bare program; default: the built-in one.")]
+Unverified = Annotated[
+    bool, typer.Option("--unverified", help="Take a reward that has no report of having passed verification.")
+]
 Out = Annotated[Path | None, typer.Option(help="Where to write; default: the next free number under data/.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")]
 

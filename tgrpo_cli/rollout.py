@@ -3,7 +3,19 @@ from typing import Annotated
 
 import typer
 
-from tgrpo_cli.options import DEFAULT_PARAMS, Base, Force, Out, ParamsFile, Seed, Set, TaskId, read_params
+from tgrpo_cli.options import (
+    DEFAULT_PARAMS,
+    Base,
+    Force,
+    Out,
+    ParamsFile,
+    Reward,
+    Seed,
+    Set,
+    TaskId,
+    Unverified,
+    read_params,
+)
 
 
 def command(
@@ -15,12 +27,8 @@ def command(
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The policy; default: policy.base of params.")] = None,
     base: Base = None,
-    reward: Annotated[
-        Path | None, typer.Option(help="A reward artifact or a bare program; default: the built-in one.")
-    ] = None,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take a reward that has no report of having passed verification.")
-    ] = False,
+    reward: Reward = None,
+    unverified: Unverified = False,
     task: TaskId = None,
     out: Out = None,
     seed: Seed = None,

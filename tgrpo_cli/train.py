@@ -3,19 +3,15 @@ from typing import Annotated
 
 import typer
 
-from tgrpo_cli.options import DEFAULT_PARAMS, Base, Out, ParamsFile, Seed, Set, TaskId, read_params
+from tgrpo_cli.options import DEFAULT_PARAMS, Base, Out, ParamsFile, Reward, Seed, Set, TaskId, Unverified, read_params
 
 
 def command(
     iterations: Annotated[int | None, typer.Option(help="Iterations of rollout, advantage, update.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Where to start; default: policy.base of params.")] = None,
     base: Base = None,
-    reward: Annotated[
-        Path | None, typer.Option(help="A reward artifact or a bare program; default: the built-in one.")
-    ] = None,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take a reward that has no report of having passed verification.")
-    ] = False,
+    reward: Reward = None,
+    unverified: Unverified = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out, if there is one.")] = False,
     algo: Annotated[
         str | None,
