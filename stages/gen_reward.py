@@ -35,6 +35,7 @@ from stages.workspace import next_path, policy_for_probes
 
 if TYPE_CHECKING:
     from stages.rewards.llm.generate import Generation
+    from stages.rewards.llm.settings import LlmSettings
 
 CONVERSATION = "conversation"  # of the artifact: prompt, replies, candidates, findings, usage
 
@@ -87,6 +88,8 @@ def gen_reward(
         reward = built_in(params)
         if is_shipped(reward):
             return _write(out, reward, params, task, "built-in: goal", overwrite=overwrite)
+    if isinstance(origin, FromModel):
+        _refuse_missing_key(params, origin.fresh)
     checkpoint = policy_for_probes(params)
     probes = ensure_probes(params, checkpoint, reporter)
     first = open_group(probe_groups(probes)[0])
@@ -126,11 +129,9 @@ def _converse(
     """Has the model write the program."""
     from stages.rewards.llm.generate import generate
     from stages.rewards.llm.prompt import GenerationRequest
-    from stages.rewards.llm.settings import LlmSettings
     from stages.sim.runtime import libero_root
 
-    p = params.gen_reward
-    settings = LlmSettings(p.model, p.max_tokens, p.temperature, p.rounds, p.timeout_s, p.max_retries)
+    p, settings = params.gen_reward, _settings(params)
     scene, names = first.initial_scene(), first.names
     request = GenerationRequest(
         language=task.language,
@@ -166,6 +167,22 @@ def _converse(
         f"{generation.model}: {len(generation.turns)} replies, {generation.tokens.output} tokens written{cost}"
     )
     return reward, report, generation, f"model: {generation.model}"
+
+
+def _settings(params: Params) -> "LlmSettings":
+    from stages.rewards.llm.settings import LlmSettings
+
+    p = params.gen_reward
+    return LlmSettings(p.model, p.max_tokens, p.temperature, p.rounds, p.timeout_s, p.max_retries)
+
+
+def _refuse_missing_key(params: Params, fresh: bool) -> None:
+    """Says so before anything is recorded, unless an earlier reply may answer without a key."""
+    from stages.rewards.llm.cache import CACHE
+    from stages.rewards.llm.client import Client
+
+    if fresh or not any(CACHE.glob("*.json")):
+        Client(_settings(params)).check_key()
 
 
 @contextmanager

@@ -22,11 +22,21 @@ def compute_reward(state, info):
 '''
 
 
-def test_without_a_key_the_offline_ways_are_named(
+def test_without_a_key_the_offline_ways_are_named_before_anything_is_recorded(
     tgrpo: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, project: Path
 ) -> None:
-    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    run = tgrpo("gen-reward", "--task", "libero_object/6", "--builtin")  # shipped as verified: nothing is recorded
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    run = tgrpo("gen-reward", "--task", TASK)
+    assert run.code == 1 and len(run.err.strip().splitlines()) == 1
+    assert "no key" in run.err and "--from-file reward.py" in run.err and "--builtin" in run.err
+    assert not (project / "data" / "probes").exists()
+
+
+def test_a_built_in_reward_that_is_shipped_as_verified_needs_no_recording(
+    tgrpo: Callable[..., Run], project: Path
+) -> None:
+    run = tgrpo("gen-reward", "--task", "libero_object/6", "--builtin")
     assert run.code == 0 and run.handles[0]["verdict"].startswith("passed")
     assert (project / run.handles[0]["path"] / "reward.py").is_file()
     assert not (project / "data" / "probes").exists()

@@ -87,7 +87,7 @@ class Client:
         Raises:
             LlmError: no key, or no whole reply after the last attempt.
         """
-        self._check_key()
+        self.check_key()
         self._attempts = 0
         for broken in range(self._settings.max_retries + 1):
             left = self._settings.max_retries - self._attempts
@@ -148,8 +148,8 @@ class Client:
             self._progress(0, f"{failure.short}, asking again")
         return response
 
-    def _check_key(self) -> None:
-        """The official client would complain only when it sends, and quote a malformed key in full."""
+    def check_key(self) -> None:
+        """Raises LlmError without a usable key. The official client would complain only when it sends, and quote it in full."""
         client = self._client
         headers = {name.lower() for name in client.default_headers}
         if client.credentials is None and not headers & {"authorization", "x-api-key"}:
