@@ -15,6 +15,7 @@ from stages.rewards.builtin import (
     stage_program,
     stages_of,
 )
+from stages.rewards.builtin.staged import BONUS
 from stages.rewards.program import Reward
 from stages.rewards.scorer import Scorer, make_context
 from stages.sim.assets import resolve_assets
@@ -84,6 +85,6 @@ def test_key_poses_of_one_start_serve_another(episodes: tuple[SceneNames, list[E
     reward = Reward(TASK.id, key_pose_program(context, THRESHOLDS, joints), poses)
     rewards, milestones = scored(reward, names, other)
     staged, _ = scored(stages, names, other)
-    assert (rewards - staged == 1.0).any()  # object and hand as in a key pose
-    assert set(rewards - staged) <= {0.0, 0.5, 1.0}
+    assert (rewards - staged == 2 * BONUS).any()  # object and hand as in a key pose
+    assert set(rewards - staged) <= {0.0, BONUS, 2 * BONUS}
     assert rewards[-1] == 16 == rewards.max()

@@ -39,8 +39,8 @@ _WAYS = {
 _SEVERAL = f"Each sub-goal reached adds {REACHED:g}; of the others the one that is farthest along counts."
 _SHUT = "A place that is shut before its object is inside counts as a drop."
 _TWO_PART = (
-    "R = f1 + f2 with k the stage. f1 is its level, and half a point if the object is where it is in key pose k, the moment at"
-    " which the demonstration first got beyond stage k. f2 is half a point if the hand is as in key pose k."
+    f"R = f1 + f2 with k the stage. f1 is its level, and {BONUS:g} more if the object is where it is in key pose k, the moment at"
+    f" which the demonstration first got beyond stage k. f2 is {BONUS:g} if the hand is as in key pose k, else 0."
 )
 
 
