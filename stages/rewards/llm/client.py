@@ -1,5 +1,6 @@
 """Asks Claude through the official client: streamed, retried, and with errors that say what to do."""
 
+import json
 import os
 import random
 import time
@@ -48,6 +49,7 @@ class Client:
         self._progress = progress or (lambda tokens, note: None)
         self._pause_s = pause_s
         self._attempts = 0
+        self.broken: list[dict[str, Any]] = []  # what streams that broke had brought, of the last request
         try:
             self._client = anthropic.Anthropic(
                 timeout=anthropic.Timeout(settings.timeout_s, connect=min(settings.timeout_s, _CONNECT_S)),
@@ -64,7 +66,8 @@ class Client:
     def endpoint(self) -> str:
         """The address that is asked, without a user and password that may stand in it."""
         parts = urlsplit(str(self._client.base_url))
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")).rstrip("/")
+        address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")).rstrip("/")
+        return address or "ANTHROPIC_BASE_URL (empty)"
 
     def request(self, system: list[dict[str, Any]], messages: list[dict[str, Any]]) -> dict[str, Any]:
         """All that decides the reply, as JSON: what `ask` takes, what the cache goes by, and what is kept."""
@@ -82,13 +85,15 @@ class Client:
     def ask(self, request: Mapping[str, Any]) -> Reply:
         """Sends a request of `request` and waits for the whole reply, whatever it says.
 
-        Overload, rate limits, lost connections, time-outs and broken streams are tried again, `max_retries` times in all.
+        Overload, rate limits, lost connections, time-outs and broken streams are tried again, `max_retries` times in all. What a
+        stream brought before it broke was paid for, and is left in `broken`.
 
         Raises:
             LlmError: no key, or no whole reply after the last attempt.
         """
-        self.check_key()
         self._attempts = 0
+        self.broken = []
+        self.check_key()
         for broken in range(self._settings.max_retries + 1):
             left = self._settings.max_retries - self._attempts
             with self._translated():
@@ -116,6 +121,7 @@ class Client:
             try:
                 message = self._read(stream)
             except _Broken as broken:
+                self._keep(stream)
                 return broken.failure
             return Reply(message, stream.request_id)
 
@@ -128,10 +134,17 @@ class Client:
             if note:
                 self._progress(int(tokens), note)
         with _broken_if_malformed():
-            message = stream.get_final_message().to_dict(mode="json")
+            message = _clean(stream.get_final_message().to_dict(mode="json"))
             if not message.get("stop_reason") or not isinstance(message.get("content"), list):
                 raise _Broken(Failure("the stream ended before the reply was whole", passing=True))
             return message
+
+    def _keep(self, stream: "MessageStream[None]") -> None:
+        """Keeps what a broken stream had brought; nothing where it broke before its first event."""
+        try:
+            self.broken.append(_clean(stream.current_message_snapshot.to_dict(mode="json")))
+        except (AssertionError, ValueError, TypeError, AttributeError):
+            return
 
     def _watch(self, request: Any, call_next: Callable[[Any], Any]) -> Any:
         """Sees every attempt that the official client makes, its retries too."""
@@ -192,6 +205,12 @@ class _Broken(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.what)
         self.failure = failure
+
+
+def _clean(message: dict[str, Any]) -> dict[str, Any]:
+    """Without halves of surrogate pairs, which JSON can carry and no file: each becomes a question mark."""
+    cleaned: dict[str, Any] = json.loads(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace"))
+    return cleaned
 
 
 def _events(stream: "MessageStream[None]") -> Iterator[Any]:

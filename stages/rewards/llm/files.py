@@ -1,5 +1,6 @@
 """Files that nobody reads half-written."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -20,7 +21,8 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="\n")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is none, it is not there either
+            partial.unlink()
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise LlmError(f"cannot write {path} ({reason}); make room, or choose another folder") from None
 

@@ -1,6 +1,7 @@
 """The conversation that ends with a program which passes: ask, examine, answer with the findings, ask again."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from stages.rewards.llm.files import json_text, write_text
 from stages.rewards.llm.prompt import GenerationRequest, findings_message, first_message, system_prompt
 from stages.rewards.llm.reply import one_line, program_of, text_of
 from stages.rewards.llm.settings import LlmSettings
+
+PAID = "paid.json"
+"""The one file of a conversation that differs when the cache answers it."""
 
 Findings = str
 """What is wrong with a program, for the model to read: as many lines as it takes, the first one a summary.
@@ -48,7 +52,6 @@ class Turn:
             "stop_reason": self.reply.message.get("stop_reason"),
             "request_id": self.reply.request_id,
             "request_sha256": self.request_sha256,
-            "from_cache": self.reply.from_cache,
             "tokens": self.tokens.to_json(),
             "usd": self.cost.usd,
             "prices": self.cost.note,
@@ -98,6 +101,7 @@ def generate(
     cache: Path = CACHE,
     fresh: bool = False,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda message: None,
     client: Client | None = None,
 ) -> Generation:
     """Asks for a reward program until `examine` finds nothing wrong with it, `settings.rounds` times at most.
@@ -106,14 +110,19 @@ def generate(
 
         prompt.json        the request as it was last sent: address, model, parameters, system prompt, messages
         replies/01.json    the message as the server sent it, with model, stop reason and usage; its request id
+        replies/01-broken-1.json    what a stream brought before it broke, and was paid for
         candidates/01.py   the program in it
         findings/01.txt    what was wrong with it
-        usage.json         tokens, cost, rounds, and which replies came from the local cache
-        digests.json       SHA-256 of each of these files
+        usage.json         tokens, cost and rounds
+        digests.json       SHA-256 of each of the files above
+        paid.json          which replies were new and what they cost; not those that the local cache answered
+
+    A request that brought nothing leaves no folder.
 
     Args:
         folder: a new one.
-        cache: of replies; an identical request is answered from it unless `fresh`.
+        cache: of replies; an identical request is answered from it unless `fresh`. One that cannot be written is no failure.
+        warn: is told of it.
         client: one of its own where None; it finds address and key in the environment.
 
     Raises:
@@ -124,12 +133,12 @@ def generate(
     log = _Log(folder)
     try:
         return _converse(
-            request, settings, examine, log, ReplyCache(cache), fresh, client or Client(settings, progress)
+            request, settings, examine, log, ReplyCache(cache), fresh, client or Client(settings, progress), warn
         )
     except LlmError as error:
-        if not log.turns:
+        if not log.holds_replies:
             raise
-        raise LlmError(f"{error}; all replies are kept in {folder / 'replies'}") from None
+        raise LlmError(f"{error}; replies, programs and findings are kept in {folder}") from None
     finally:
         log.close()
 
@@ -142,6 +151,7 @@ def _converse(
     cache: ReplyCache,
     fresh: bool,
     client: Client,
+    warn: Callable[[str], None],
 ) -> Generation:
     messages = [first_message(request)]
     findings = ""
@@ -150,9 +160,17 @@ def _converse(
         log.write("prompt.json", json_text(asked))
         reply = None if fresh else cache.get(asked)
         if reply is None:
-            reply = client.ask(asked)
-            cache.put(asked, reply)
-        log.add(number, asked, reply)
+            try:
+                reply = client.ask(asked)
+            finally:
+                log.add_broken(number, client.broken)
+            log.add(number, asked, reply)
+            try:
+                cache.put(asked, reply)
+            except LlmError as error:  # the reply itself is kept
+                warn(f"{error}; the same request will be paid for again")
+        else:
+            log.add(number, asked, reply)
         text = text_of(reply.message)
         source = program_of(text)
         if source is None:
@@ -184,15 +202,20 @@ class _Log:
         self.turns: list[Turn] = []
         self._digests: dict[str, str] = {}
 
+    @property
+    def holds_replies(self) -> bool:
+        """Whole or broken."""
+        return any(name.startswith("replies/") for name in self._digests)
+
     def write(self, name: str, text: str) -> None:
         write_text(self.folder / name, text)
         self._digests[name] = hashlib.sha256(text.encode()).hexdigest()
 
     def add(self, number: int, asked: dict[str, Any], reply: Reply) -> None:
+        self.write(f"replies/{number:02}.json", json_text(reply.to_json()))
         usage = reply.message.get("usage") or {}
         cost = list_price(str(reply.message.get("model")), usage, asked["endpoint"])
         self.turns.append(Turn(number, reply, Tokens.of(usage), cost, request_digest(asked)))
-        self.write(f"replies/{number:02}.json", json_text(reply.to_json()))
         total, paid = Cost.total(turn.cost for turn in self.turns), _paid(self.turns)
         self.write(
             "usage.json",
@@ -201,15 +224,22 @@ class _Log:
                     "rounds": [turn.to_json() for turn in self.turns],
                     "tokens": sum((turn.tokens for turn in self.turns), Tokens()).to_json(),
                     "usd": total.usd,
-                    "usd_paid": paid.usd,
                     "prices": total.note,
                 }
             ),
         )
+        new = [turn.round for turn in self.turns if not turn.reply.from_cache]
+        write_text(self.folder / PAID, json_text({"rounds": new, "usd": paid.usd, "prices": paid.note}))
+
+    def add_broken(self, number: int, messages: list[dict[str, Any]]) -> None:
+        for attempt, message in enumerate(messages, 1):
+            self.write(f"replies/{number:02}-broken-{attempt}.json", json_text(message))
 
     def close(self) -> None:
-        if self._digests:
+        if self.holds_replies:
             write_text(self.folder / "digests.json", json_text(self._digests))
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _paid(turns: list[Turn] | tuple[Turn, ...]) -> Cost:

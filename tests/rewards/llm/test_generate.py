@@ -9,11 +9,11 @@ import pytest
 
 from stages.rewards.llm.client import Client
 from stages.rewards.llm.errors import LlmError
-from stages.rewards.llm.generate import Findings, Generation, generate
+from stages.rewards.llm.generate import PAID, Findings, Generation, generate
 from stages.rewards.llm.prompt import GenerationRequest
 from stages.rewards.llm.reply import program_of
 from tests.rewards.llm.conftest import KEY, quick, request_for
-from tests.rewards.llm.loopback import GOOD_REPLY, Loopback, cut, say, status
+from tests.rewards.llm.loopback import GOOD_REPLY, PIECE, Loopback, cut, say, status
 
 Connect = Callable[..., Client]
 GOOD = program_of(GOOD_REPLY) or ""
@@ -31,6 +31,7 @@ class Work:
     def __init__(self, root: Path, connect: Connect) -> None:
         self.root, self.connect = root, connect
         self.folder = root / "none"
+        self.warnings: list[str] = []
 
     def __call__(
         self, server: Loopback, *, request: GenerationRequest | None = None, fresh: bool = False, **settings: object
@@ -43,6 +44,7 @@ class Work:
             self.folder,
             cache=self.root / "cache",
             fresh=fresh,
+            warn=self.warnings.append,
             client=self.connect(server, **settings),
         )
 
@@ -65,7 +67,14 @@ def test_a_good_first_reply_and_all_that_is_kept(work: Work) -> None:
     assert made.sha256 == hashlib.sha256(GOOD.encode()).hexdigest()
     assert made.model == "claude-sonnet-4-6" and made.tokens.cache_write == 3000
     assert made.cost.usd is None and "not Anthropic's own address" in made.cost.note
-    assert work.files() == ["candidates/01.py", "digests.json", "prompt.json", "replies/01.json", "usage.json"]
+    assert work.files() == [
+        "candidates/01.py",
+        "digests.json",
+        "paid.json",
+        "prompt.json",
+        "replies/01.json",
+        "usage.json",
+    ]
     assert (work.folder / "candidates/01.py").read_text() == GOOD
     reply = work.json("replies/01.json")
     assert reply["request_id"] == "req_loopback" and reply["message"]["content"][0]["text"] == GOOD_REPLY
@@ -73,10 +82,10 @@ def test_a_good_first_reply_and_all_that_is_kept(work: Work) -> None:
     assert prompt["messages"] == server.requests[0].body["messages"]
     assert prompt["system"] == server.requests[0].body["system"]
     usage = work.json("usage.json")
-    assert usage["tokens"]["input"] == 2100 and usage["rounds"][0]["from_cache"] is False
+    assert usage["tokens"]["input"] == 2100 and work.json("paid.json")["rounds"] == [1]
     for name, digest in work.json("digests.json").items():
         assert hashlib.sha256((work.folder / name).read_bytes()).hexdigest() == digest
-    assert set(work.json("digests.json")) == set(work.files()) - {"digests.json"}
+    assert set(work.json("digests.json")) == set(work.files()) - {"digests.json", PAID}
 
 
 def test_an_identical_request_is_answered_without_the_server_and_without_a_key(
@@ -84,12 +93,13 @@ def test_an_identical_request_is_answered_without_the_server_and_without_a_key(
 ) -> None:
     with Loopback() as server:
         first = work(server)
+        digests = work.json("digests.json")
         monkeypatch.delenv("ANTHROPIC_API_KEY")
         again = work(server)
         assert len(server.requests) == 1
     assert again.source == first.source and again.tokens == first.tokens
     assert again.turns[0].reply.from_cache and again.paid.usd == 0
-    assert work.json("usage.json")["rounds"][0]["from_cache"] is True
+    assert work.json(PAID)["rounds"] == [] and work.json("digests.json") == digests  # all else is the same
 
 
 @pytest.mark.parametrize(
@@ -177,7 +187,7 @@ def test_after_the_last_round_one_line_says_where_the_replies_are(work: Work) ->
         said = fails(work, server, rounds=2)
         assert len(server.requests) == 2
     assert "in 2 rounds" in said and "The reward is constant." in said and "--from-file" in said
-    assert f"all replies are kept in {work.folder / 'replies'}" in said
+    assert f"replies, programs and findings are kept in {work.folder}" in said
     assert {"replies/01.json", "replies/02.json", "findings/02.txt", "digests.json"} <= set(work.files())
 
 
@@ -194,7 +204,7 @@ def test_a_reply_without_an_answer_is_kept_and_not_paid_for_twice(work: Work, an
     with Loopback(answer) as server:  # type: ignore[arg-type]
         for _ in range(2):
             said = fails(work, server)
-            assert says in said and "replies are kept in" in said
+            assert says in said and "are kept in" in said
             assert "replies/01.json" in work.files()
         assert len(server.requests) == 1
     with Loopback(answer, say()) as server:  # type: ignore[arg-type]
@@ -205,14 +215,44 @@ def test_a_reply_without_an_answer_is_kept_and_not_paid_for_twice(work: Work, an
 def test_a_server_lost_in_the_second_round_loses_no_reply(work: Work) -> None:
     with Loopback(say(BAD_REPLY), cut(5)) as server:
         said = fails(work, server)
-    assert "connection was lost" in said and "all replies are kept in" in said
+    assert "connection was lost" in said and "are kept in" in said
     assert "replies/01.json" in work.files() and "replies/02.json" not in work.files()
+    broken = work.json("replies/02-broken-1.json")  # paid for as well
+    assert broken["usage"]["input_tokens"] == 2100 and broken["content"][0]["text"] == GOOD_REPLY[: 2 * PIECE]
 
 
 def test_a_failure_before_any_reply_names_no_folder(work: Work) -> None:
     with Loopback(status(401, "authentication_error", "no")) as server:
         assert "kept in" not in fails(work, server)
-    assert not (work.root / "cache").exists()
+    assert not (work.root / "cache").exists() and not work.folder.exists()
+
+
+def test_a_cache_that_cannot_be_written_loses_no_reply(work: Work) -> None:
+    (work.root / "cache").write_text("in the way")
+    with Loopback() as server:
+        assert work(server).source == GOOD
+    assert "replies/01.json" in work.files()
+    assert len(work.warnings) == 1 and "will be paid for again" in work.warnings[0]
+
+
+def test_half_a_surrogate_pair_is_kept_as_a_question_mark(work: Work) -> None:
+    with Loopback(say("An arm \ud83e in a kitchen.\n" + GOOD_REPLY)) as server:
+        assert work(server).source == GOOD
+    assert work.json("replies/01.json")["message"]["content"][0]["text"].startswith("An arm ? in a kitchen.")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"First a sketch:\n```python\ndef compute_reward(state, info):\n    ...\n```\nNow in full:\n{GOOD_REPLY}",
+        f"{GOOD_REPLY}\nYou can try it:\n```bash\ntgrpo verify-reward reward.py\n```",
+        GOOD_REPLY.rpartition("```")[0],
+    ],
+    ids=["sketch first", "another block after", "a fence that never closes"],
+)
+def test_the_program_is_found_among_blocks_of_a_streamed_reply(work: Work, reply: str) -> None:
+    with Loopback(say(reply)) as server:
+        assert work(server).source == GOOD
 
 
 def test_nothing_is_written_over(work: Work, tmp_path: Path) -> None:
