@@ -49,7 +49,13 @@ def draw_verification(out: Path, report: Report, params: Params, groups: Sequenc
         _draw_probes(parts[2], report, expert, others, lines)
     colour = _COLOURS[report.passed]
     title = f"{report.task}: {group.attrs.instruction}\nreward {report.reward_digest[:12]}: {report.verdict}"
-    figure.suptitle(textwrap.fill(title, 150, replace_whitespace=False), fontsize=11, color=colour, fontweight="bold")
+    figure.suptitle(
+        textwrap.fill(title, 150, replace_whitespace=False),
+        fontsize=11,
+        color=colour,
+        fontweight="bold",
+        parse_math=False,
+    )
     figure.savefig(out, dpi=110)
 
 
@@ -98,7 +104,7 @@ def _draw_stills(
         title = f"{_seconds(report, t + 1):.1f} s"
         if expert:
             title = f"{_milestone(report, milestones[t])}reward {rewards[t]:g}, {title}"
-        axis.set_title(title, fontsize=8, pad=3)
+        axis.set_title(title, fontsize=8, pad=3, parse_math=False)
     for axis in part.axes:
         axis.axis("off")
 
@@ -130,7 +136,8 @@ def _draw_expert_and_checks(part: Any, report: Report, expert: Row | None, at: S
         said = f"{check.found} ({check.measured})" if check.measured else check.found
         right.text(0.00, y, _MARKS[check.passed], color=colour, fontsize=8, fontweight="bold", va="center")
         right.text(0.09, y, check.name, fontsize=8, va="center")
-        right.text(0.25, y, textwrap.shorten(said, 105, placeholder=" ..."), fontsize=7, va="center")
+        words = textwrap.shorten(said, 105, placeholder=" ...")
+        right.text(0.25, y, words, fontsize=7, va="center", parse_math=False)  # a program's own, no formula
 
 
 def _draw_probes(part: Any, report: Report, expert: Row | None, others: Sequence[Row], lines: int) -> None:
@@ -144,7 +151,7 @@ def _draw_probes(part: Any, report: Report, expert: Row | None, others: Sequence
             not row.success and row.kind == "success_expected"
         )
         outcome = ("success" if row.success else "no success") + (" (!)" if surprise else "")
-        axis.set_title(f"{row.label}: {row.returned:g}, {outcome}", fontsize=7, color=colour, pad=2)
+        axis.set_title(f"{row.label}: {row.returned:g}, {outcome}", fontsize=7, color=colour, pad=2, parse_math=False)
         axis.tick_params(labelsize=6)
         axis.grid(alpha=0.3)
     for axis in axes[len(others) :]:

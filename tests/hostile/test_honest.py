@@ -80,6 +80,45 @@ def test_they_all_run() -> None:
         assert (process.score(moments(3)).reward == 1.5).all()
 
 
+ARRAY_METHODS = [
+    "all()",
+    "any()",
+    "argmax()",
+    "argmin()",
+    "clip(0, 1)",
+    "cumsum()",
+    "dot(state.ee_pos)",
+    "max()",
+    "mean()",
+]
+ARRAY_METHODS += [
+    "min()",
+    "prod()",
+    "ravel()",
+    "reshape(3)",
+    "round()",
+    "squeeze()",
+    "std()",
+    "sum()",
+    "tolist()",
+    "var()",
+]
+
+
+@pytest.mark.parametrize("call", ARRAY_METHODS)
+def test_the_methods_of_arrays_work_from_the_first_call_on(call: str) -> None:
+    """numpy loads parts of itself when a method is first called."""
+    with RewardProcess(body(f"x = state.ee_pos.{call}", "return 1.5"), "r.py", CONTEXT) as process:
+        assert (process.score(moments(2)).reward == 1.5).all()
+
+
+def test_a_milestone_can_be_looked_up_by_its_name() -> None:
+    source = GOOD.replace('{"milestone": 1}', '{"milestone": MILESTONES.index("near")}')
+    with RewardProcess(source, "r.py", CONTEXT) as looked_up, RewardProcess(GOOD, "g.py", CONTEXT) as counted:
+        state = moments(50)
+        np.testing.assert_array_equal(looked_up.score(state).milestone, counted.score(state).milestone)
+
+
 def test_a_rich_program() -> None:
     with RewardProcess(RICH, "rich.py", CONTEXT) as process:
         scored = process.score(moments(200), check_purity=True)

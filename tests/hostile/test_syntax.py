@@ -4,10 +4,10 @@ import ast
 
 import pytest
 
-from stages.rewards.sandbox import RewardError, check_program
+from stages.rewards.sandbox import RewardError, RewardProcess, check_program
 from stages.rewards.sandbox.refusal import Refusal
 from stages.rewards.sandbox.restricted import second_opinion
-from tests.hostile.sample import body, module
+from tests.hostile.sample import CONTEXT, body, module, moments
 
 ATTACKS = [
     # A way out through Python's own insides
@@ -110,9 +110,41 @@ ATTACKS = [
     ("deep nesting", body("x = " + "-" * 300 + "1"), 5, "nested more than 120 levels"),
     ("deeper nesting", body("x = " + "(" * 300 + ")" * 300), 5, "no valid Python"),
     ("long sum", body("x = " + "+".join("1" * 500)), 5, "nested more than 120 levels"),
-    ("longer sum", body("x = " + "+".join("1" * 20_000)), None, "nested too deeply"),
-    ("long text", "#" * 100_001, None, "100001 characters long"),
-    ("null byte", body("x = '\0'"), None, "no valid Python"),
+    ("longer sum", body("x = " + "+".join("1" * 20_000)), 5, "nested too deeply"),
+    ("long text", "#" * 100_001, 1, "100001 characters long"),
+    ("null byte", body("x = '\0'"), 5, "no valid Python"),
+    ("half a surrogate pair", body("x = '\ud800'"), 5, "no valid Python"),
+    # What would keep the parent busy, or break what it prints
+    (
+        "names to be compared for hours",
+        body(f"{'ab' * 20_000}c = 1", f"x = {'ab' * 20_000}d"),
+        5,
+        "a name of more than 80 characters",
+    ),
+    (
+        "integer that cannot be written",
+        "def compute_reward(state, info, x=0x" + "f" * 5000 + "): pass",
+        1,
+        "too many digits",
+    ),
+    ("caught integer", body("try:", "    x = 1", "except 0x" + "f" * 5000 + ":", "    x = 2"), 7, "too many digits"),
+    ("written integer", body("(1 + 0x" + "f" * 5000 + ")[0] = 1"), 5, "too many digits"),
+    ("long text quoted", body(f"x = state.ee_pos.astype('{'a' * 90_000}')"), 5, "aaa"),
+    (
+        "functions in a long row",
+        module(*(f"def f{n}(): return f{n + 1}()" for n in range(300)), "def f300(): return 1"),
+        102,
+        "more than 100 deep",
+    ),
+    ("label that is a formula", module("MILESTONES = ('a\\nb',)"), 3, "no short plain text"),
+    ("label that clears the terminal", module("MILESTONES = ('\\x1b[2J',)"), 3, "no short plain text"),
+    ("label that fills the findings", module(f"MILESTONES = ('{'a' * 90_000}',)"), 3, "no short plain text"),
+    (
+        "type renamed by an import",
+        "from math import sqrt as float\n" + module(),
+        1,
+        "binds 'float', which Python defines",
+    ),
     ("everything is caught", body("try:", "    x = 1", "except:", "    x = 2"), 7, "catches everything"),
     (
         "limits are caught",
@@ -211,7 +243,7 @@ def test_refused_with_its_line(source: str, line: int | None, words: str) -> Non
     assert caught.value.line == line, message
     assert any(word in message for word in words.split("|")), message
     assert message.startswith("reward.py, line " if line else "reward.py: ")
-    assert "\n" not in message and message.count("; ") >= 1
+    assert "\n" not in message and message.count("; ") >= 1 and len(message) < 600
 
 
 @pytest.mark.parametrize(
@@ -222,3 +254,16 @@ def test_restricted_python_would_refuse_alone(text: str) -> None:
     with pytest.raises(Refusal) as caught:
         second_opinion(ast.parse(f"y = 1\n{text}"))
     assert caught.value.line == 2 and caught.value.found
+
+
+def test_warnings_of_a_program_go_nowhere(recwarn: pytest.WarningsRecorder) -> None:
+    check_program(body("x = state.step is 1", "y = '\\d'"), "reward.py")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_lines_are_counted_whatever_ends_them(end: str) -> None:
+    source = body("x = 1", "return 1.0 / 0").replace("\n", end)
+    with pytest.raises(RewardError) as caught, RewardProcess(source, "reward.py", CONTEXT) as process:
+        process.score(moments(1))
+    assert caught.value.line == 6

@@ -1,14 +1,24 @@
 """From the text of a program to code that may run in the sandbox, or to a refusal with its line."""
 
 import ast
+import re
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import CodeType
 
 from stages.rewards.errors import RewardError
 from stages.rewards.interface import FUNCTION
-from stages.rewards.sandbox.allowed import MAX_DEPTH, MAX_MILESTONES, MAX_SOURCE
+from stages.rewards.sandbox.allowed import (
+    MAX_DEPTH,
+    MAX_LABEL,
+    MAX_LITERAL,
+    MAX_MILESTONES,
+    MAX_NAME,
+    MAX_SOURCE,
+)
 from stages.rewards.sandbox.names import collect, no_recursion
-from stages.rewards.sandbox.refusal import Refusal, refuse
+from stages.rewards.sandbox.refusal import Refusal, quoted, refuse
 from stages.rewards.sandbox.restricted import second_opinion
 from stages.rewards.sandbox.rules import Rules
 
@@ -24,6 +34,7 @@ class CheckedProgram:
     vectorised: bool
     function_line: int  # of compute_reward
     lines: int
+    bound: Mapping[str, int]  # values' names -> the line that binds them first
 
 
 def check_program(source: str, path: str) -> None:
@@ -47,29 +58,33 @@ def checked(source: str, path: str) -> CheckedProgram:
     try:
         tree = _parse(source)
         _limit_depth(tree)
+        _limit_literals(tree)
         tree = _WithoutHints().visit(tree)
         function = _signature(tree)
         vectorised, milestones = _constant(tree, "VECTORISED"), _constant(tree, "MILESTONES")
         _milestones(milestones)
         if vectorised and not (isinstance(vectorised, ast.Constant) and isinstance(vectorised.value, bool)):
             raise refuse(vectorised, "VECTORISED is neither True nor False", "write VECTORISED = True, or leave it out")
-        _without(tree, milestones)
         names = collect(tree)
-        Rules(names).visit(tree)
+        Rules(names, labels=milestones).visit(tree)
         no_recursion(names)
         second_opinion(tree)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the program's style, on a terminal that is not its own
+            code = compile(tree, FILENAME, "exec", dont_inherit=True)
         return CheckedProgram(
-            compile(tree, FILENAME, "exec", dont_inherit=True),
+            code,
             isinstance(vectorised, ast.Constant) and bool(vectorised.value),
             function.lineno,
-            source.count("\n") + 1,
+            len(source.splitlines()),
+            names.values,
         )
     except Refusal as refusal:
         raise RewardError(path, refusal.line, refusal.found, refusal.remedy) from None
     except SyntaxError as error:
         raise RewardError(path, error.lineno, f"no valid Python: {error.msg}", "mend the syntax") from None
     except (RecursionError, MemoryError):
-        raise RewardError(path, None, "nested too deeply", "write it in shorter expressions") from None
+        raise RewardError(path, _longest(source), "nested too deeply", "write it in shorter expressions") from None
 
 
 def milestone_names(source: str) -> tuple[str, ...]:
@@ -83,11 +98,32 @@ def milestone_names(source: str) -> tuple[str, ...]:
 
 def _parse(source: str) -> ast.Module:
     if len(source) > MAX_SOURCE:
-        raise Refusal(None, f"{len(source)} characters long", f"a program has at most {MAX_SOURCE}")
-    try:
+        line = source.count("\n", 0, MAX_SOURCE) + 1
+        raise Refusal(line, f"{len(source)} characters long", f"a program has at most {MAX_SOURCE}")
+    bad = re.search("[\0\ud800-\udfff]", source)
+    if bad:
+        line = source.count("\n", 0, bad.start()) + 1
+        raise Refusal(line, "no valid Python: a null byte or half a character", "save it as plain text")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return ast.parse(source)
-    except ValueError as error:  # a null byte
-        raise Refusal(None, f"no valid Python: {error}", "save it as plain text") from None
+
+
+def _longest(source: str) -> int:
+    """The line that an error without a place is most likely about, from 1."""
+    lines = source.splitlines() or [""]
+    return max(range(len(lines)), key=lambda n: len(lines[n])) + 1
+
+
+def _limit_literals(tree: ast.Module) -> None:
+    """Before anything is quoted or compared: names and integers so long that this alone would take the parent's time."""
+    for node in ast.walk(tree):
+        names = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "asname")]
+        if any(isinstance(name, str) and len(name) > MAX_NAME for name in names):
+            line = getattr(node, "lineno", None) or getattr(getattr(node, "value", None), "lineno", None)
+            raise Refusal(line, f"a name of more than {MAX_NAME} characters", "choose shorter names")
+        if isinstance(node, ast.Constant) and isinstance(node.value, int) and abs(node.value) > MAX_LITERAL:
+            raise refuse(node, "an integer with too many digits", "write a float, such as 1e30")
 
 
 def _limit_depth(tree: ast.Module) -> None:
@@ -126,7 +162,7 @@ def _signature(tree: ast.Module) -> ast.FunctionDef:
     names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
     if len(names) != 2 or arguments.vararg or arguments.kwarg or arguments.kwonlyargs or arguments.defaults:
         raise refuse(
-            function, f"{FUNCTION}({ast.unparse(arguments)}) does not have the two parameters it is called with", remedy
+            function, f"{FUNCTION}({quoted(arguments)}) does not have the two parameters it is called with", remedy
         )
     return function
 
@@ -146,6 +182,11 @@ def _milestones(node: ast.expr | None) -> tuple[str, ...]:
         [e.value for e in node.elts if isinstance(e, ast.Constant)] if isinstance(node, ast.Tuple | ast.List) else []
     )
     texts = tuple(name for name in names if isinstance(name, str))
+    for text in texts:  # they go to terminals, into pictures and back to the model
+        if not text.isprintable() or len(text) > MAX_LABEL:
+            raise refuse(
+                node, f"a milestone's name is no short plain text: {text[:20]!r}", f"use at most {MAX_LABEL} letters"
+            )
     if isinstance(node, ast.Tuple | ast.List) and len(texts) == len(node.elts) and 0 < len(texts) <= MAX_MILESTONES:
         return texts
     raise refuse(
@@ -153,10 +194,3 @@ def _milestones(node: ast.expr | None) -> tuple[str, ...]:
         f"MILESTONES is no tuple of 1 to {MAX_MILESTONES} texts",
         'write MILESTONES = ("far", "lifted", "placed"), by index',
     )
-
-
-def _without(tree: ast.Module, milestones: ast.expr | None) -> None:
-    """Takes the names of the milestones out of the tree: they are labels, and may hold any character."""
-    if isinstance(milestones, ast.Tuple | ast.List):
-        for index, element in enumerate(milestones.elts):
-            milestones.elts[index] = ast.copy_location(ast.Constant(""), element)

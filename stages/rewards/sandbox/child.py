@@ -34,9 +34,12 @@ _reserve: list[bytearray] = [bytearray(1 << 20)]  # let go when memory has run o
 class Fault(Exception):
     """What ends a batch; goes to the parent as JSON."""
 
-    def __init__(self, kind: str, what: str, line: int | None = None, moment: int | None = None) -> None:
+    def __init__(
+        self, kind: str, what: str, line: int | None = None, moment: int | None = None, name: str | None = None
+    ) -> None:
+        """`name` is a variable of the module, by which the parent finds the line."""
         super().__init__(what)
-        self.fields = {"kind": kind, "what": what[:400], "line": line, "moment": moment}
+        self.fields = {"kind": kind, "what": what[:400], "line": line, "moment": moment, "name": name}
 
 
 def main() -> NoReturn:
@@ -89,7 +92,7 @@ def _load(code: CodeType, filename: str, raw: bool) -> Callable[..., Any]:
         function: Callable[..., Any] = namespace[FUNCTION]
         return function
     except NotConstant as error:
-        raise Fault("module", f"the module keeps {error.name!r}, of type {error.what}") from None
+        raise Fault("module", f"the module keeps {error.name!r}, of type {error.what}", name=error.name) from None
     except MemoryError as error:
         raise _out_of_memory(error, filename, None) from None
     except Exception as error:
@@ -105,7 +108,9 @@ def _builtins() -> dict[str, Any]:
 
 
 def _import(name: str, *_: object) -> Any:
-    return {"numpy": np, "math": math}[name]
+    """What is loaded already. numpy's C code imports its own modules through this when a method is first called; a program
+    cannot name another module than numpy and math, for the rules judge its imports."""
+    return sys.modules[name]
 
 
 def _score(function: Callable[..., Any], context: Context, moments: Moments, size: int, filename: str) -> bytes:
@@ -209,8 +214,10 @@ def _line(traceback: TracebackType | None, filename: str) -> int | None:
 
 
 def _described(error: BaseException) -> str:
+    """Its type and, where they are plain, its words: a text of nested containers may take for ever to write."""
+    plain = all(isinstance(argument, str | int | float) for argument in error.args)
     try:
-        text = str(error)[:300]
+        text = str(error)[:300] if plain else ""
     except Exception:
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -253,6 +260,9 @@ def _warm_up(context: Context) -> None:
         np.isin(a, a),
         np.interp(0.5, a[0], a[0]),
     )
+    for method in ("sum", "mean", "std", "var", "prod", "all", "any", "min", "max", "ptp"):
+        getattr(np, method)(a)
+    a.clip(0, 1), a.mean(), a.std(), a.var(), a.sum(), a.prod(), a.all(), a.any(), a.min(), a.max()
     repr(a), str(np.float64(1.0))
     faulthandler.enable(file=ERRORS, all_threads=False)
     faulthandler.register(signal.SIGUSR1, file=ERRORS, all_threads=False)

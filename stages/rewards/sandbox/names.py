@@ -8,7 +8,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from stages.rewards.sandbox.allowed import BUILTINS, CATCHABLE, MATH_FUNCTIONS, MATH_VALUES
+from stages.rewards.sandbox.allowed import BUILTINS, CATCHABLE, MATH_FUNCTIONS, MATH_VALUES, MAX_CALLS
 from stages.rewards.sandbox.constants import Number, module_numbers
 from stages.rewards.sandbox.refusal import refuse
 
@@ -76,6 +76,8 @@ def _import(node: ast.Import | ast.ImportFrom, names: Names, at_top: bool) -> No
                 raise refuse(node, f"imports {alias.name!r}" + (f" as {name!r}" if alias.asname else ""), remedy)
             names.modules[name] = alias.name
         elif node.module == "math" and node.level == 0 and alias.name in MATH_FUNCTIONS | MATH_VALUES:
+            if alias.asname:
+                _free(node, name, names)
             names.math[name] = alias.name
         else:
             hints = node.module in ("typing", "__future__", "collections.abc")
@@ -124,15 +126,20 @@ def no_recursion(names: Names) -> None:
         for caller, scope in names.functions.items()
     }
     done: set[str] = set()
-
-    def visit(name: str, above: tuple[str, ...]) -> None:
-        for called, node in calls[name].items():
-            if called in (*above, name):
+    for first in calls:
+        above = [first] if first not in done else []
+        waiting = [iter(calls[name].items()) for name in above]
+        while above:
+            called, node = next(waiting[-1], (None, None))
+            if called is None or node is None:
+                done.add(above.pop())
+                waiting.pop()
+            elif called in above:
                 raise refuse(node, f"{called!r} calls itself", "write a for loop over something of known length")
-            if called not in done:
-                visit(called, (*above, name))
-        done.add(name)
-
-    for name in calls:
-        if name not in done:
-            visit(name, ())
+            elif called not in done:
+                above.append(called)
+                waiting.append(iter(calls[called].items()))
+                if len(above) > MAX_CALLS:
+                    raise refuse(
+                        node, f"functions that call each other more than {MAX_CALLS} deep", "call fewer in a row"
+                    )

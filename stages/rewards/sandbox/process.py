@@ -74,7 +74,7 @@ class RewardProcess:
         """Any Python at all, with all builtins: the process is then the only wall. For the tests of that wall."""
         self = cls.__new__(cls)
         code = compile(source, FILENAME, "exec", dont_inherit=True)
-        program = CheckedProgram(code, "VECTORISED = True" in source, 1, source.count("\n") + 1)
+        program = CheckedProgram(code, "VECTORISED = True" in source, 1, len(source.splitlines()), {})
         self._prepare(program, path, context, limits, raw=True)
         return self
 
@@ -235,11 +235,11 @@ class RewardProcess:
         """What the child says is wrong with the program."""
         try:
             fields = json.loads(payload)
-            kind, what, line, moment = (fields[name] for name in ("kind", "what", "line", "moment"))
+            kind, what, line, moment, name = (fields[key] for key in ("kind", "what", "line", "moment", "name"))
         except (ValueError, KeyError, TypeError, RecursionError):
             self._explain(Babbled(None), n)
         what = _plain(what) if isinstance(what, str) else ""
-        line = line if type(line) is int else None
+        line = line if type(line) is int else self._program.bound.get(name) if isinstance(name, str) else None
         at = f" at moment {first + moment}" if type(moment) is int and 0 <= moment < max(n, 1) else ""
         if kind == "value":
             self._refuse(line, what + at, _RETURN_ARRAYS if self._program.vectorised else _RETURN)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from stages.rewards.sandbox import allowed
 from stages.rewards.sandbox.constants import number
 from stages.rewards.sandbox.names import Names, Scope, locals_of
-from stages.rewards.sandbox.refusal import Refusal, refuse
+from stages.rewards.sandbox.refusal import Refusal, quoted, refuse
 
 _PLAIN = (
     *(ast.Module, ast.Load, ast.Store, ast.Return, ast.If, ast.IfExp, ast.Pass, ast.Break, ast.Continue, ast.Assert),
@@ -45,11 +45,16 @@ _REMEDIES: dict[type[ast.AST], tuple[str, str]] = {
 _TOP = (ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef, ast.Pass)
 
 
+_LONGEST_GUESS = 40  # characters of a name for which a similar one is looked for; it takes time with their cube
+
+
 class Rules(ast.NodeVisitor):
     """Visits a program whose hints are removed; raises `Refusal` at the first thing that is not allowed."""
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, labels: ast.expr | None = None) -> None:
+        """`labels` holds the names of the milestones, which may have a % in them."""
         self._names = names
+        self._labels = {id(node) for node in ast.walk(labels)} if labels else set()
         self._scopes: list[set[str]] = []  # names bound by the functions around
         self._loops = 0
 
@@ -118,7 +123,7 @@ class Rules(ast.NodeVisitor):
             types = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
             for kind in types:
                 if not (isinstance(kind, ast.Name) and kind.id in allowed.CATCHABLE):
-                    what = ast.unparse(kind) if kind else "everything"
+                    what = quoted(kind) if kind else "everything"
                     raise refuse(handler, f"catches {what}", "name the exception that you expect, such as KeyError")
             if handler.name:
                 raise refuse(handler, f"keeps an exception as {handler.name!r}", "leave out `as`")
@@ -143,7 +148,7 @@ class Rules(ast.NodeVisitor):
                 raise refuse(node, f"an integer above {allowed.MAX_INTEGER}", "write it as a float: 1e12")
         elif not isinstance(value, str):
             raise refuse(node, f"a constant of type {type(value).__name__}", "use numbers and texts")
-        elif "%" in value:
+        elif "%" in value and id(node) not in self._labels:
             raise refuse(node, "a text with % in it", "leave it out; texts are not formatted here")
 
     def visit_Name(self, node: ast.Name) -> None:
@@ -167,8 +172,8 @@ class Rules(ast.NodeVisitor):
             functions, values = allowed.MODULES[root]
             if path not in values:
                 if path in functions:
-                    raise refuse(node, f"{ast.unparse(node)} is used as a value", f"call it: {ast.unparse(node)}(...)")
-                raise _not_listed(node, path, ast.unparse(node), functions | values, root)
+                    raise refuse(node, f"{quoted(node)} is used as a value", f"call it: {quoted(node)}(...)")
+                raise _not_listed(node, path, quoted(node), functions | values, root)
             return
         if node.attr not in allowed.FIELDS:
             if node.attr in allowed.METHODS:
@@ -271,10 +276,10 @@ class Rules(ast.NodeVisitor):
             root, path = module
             functions, values = allowed.MODULES[root]
             if path not in functions:
-                raise _not_listed(func, path, ast.unparse(func), functions | values, root)
+                raise _not_listed(func, path, quoted(func), functions | values, root)
             if root == "numpy":
-                self._keywords(node, allowed.NUMPY_KEYWORDS, ast.unparse(func))
-                self._words(node, ast.unparse(func), everything=path == "einsum")
+                self._keywords(node, allowed.NUMPY_KEYWORDS, quoted(func))
+                self._words(node, quoted(func), everything=path == "einsum")
             self._arguments(node)
             return
         if func.attr not in allowed.METHODS:
@@ -376,9 +381,7 @@ class Rules(ast.NodeVisitor):
         elif isinstance(target, ast.Subscript):
             root = _root(target)
             if root is None:
-                raise refuse(
-                    target, f"writes into {ast.unparse(target.value)}", "copy it into a variable of its own first"
-                )
+                raise refuse(target, f"writes into {quoted(target.value)}", "copy it into a variable of its own first")
             self._may_change(target, root)
             self.visit(_loaded(target))
         elif not isinstance(target, ast.Name):
@@ -405,7 +408,7 @@ class Rules(ast.NodeVisitor):
             return None
         module, path = self._names.modules[base.id], ".".join(reversed(parts))
         if path.rpartition(".")[0] not in ("", "linalg"):
-            raise _not_listed(node, node.attr, ast.unparse(node), (), module)
+            raise _not_listed(node, node.attr, quoted(node), (), module)
         return module, path
 
     def _power(self, node: ast.BinOp) -> None:
@@ -449,7 +452,7 @@ def _not_listed(node: ast.AST, name: str, found: str, known: Iterable[str], modu
 
 
 def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(name, sorted(known), 1, 0.7)
+    near = difflib.get_close_matches(name, sorted(known), 1, 0.7) if len(name) <= _LONGEST_GUESS else []
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_MILESTONE = 127
+MAX_REWARD = float(np.finfo(np.float32).max)  # groups keep float32
 
 
 class BadValue(Exception):
@@ -22,7 +23,7 @@ def one(value: Any) -> tuple[float, int]:
     Raises:
         BadValue: it is none.
     """
-    if type(value) is float and value - value == 0.0:  # neither NaN nor infinite
+    if type(value) is float and -MAX_REWARD <= value <= MAX_REWARD:  # neither NaN nor infinite
         return value, 0
     reward, milestone = _split(value)
     if isinstance(reward, np.ndarray) and reward.ndim == 0:
@@ -33,7 +34,7 @@ def one(value: Any) -> tuple[float, int]:
         number = float(reward)
     except OverflowError:
         raise BadValue("returns an integer beyond all floats for the reward") from None
-    if number - number != 0.0:
+    if not -MAX_REWARD <= number <= MAX_REWARD:
         raise BadValue(f"returns {number} for the reward")
     if milestone is None:
         return number, 0
@@ -54,7 +55,7 @@ def many(value: Any, moments: int) -> tuple[NDArray[np.float64], NDArray[np.int1
     """
     reward, milestone = _split(value)
     rewards = _array(reward, moments, "reward", "fiu").astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(rewards))
+    bad = np.flatnonzero(~(np.abs(rewards) <= MAX_REWARD))  # NaN too
     if bad.size:
         raise BadValue(f"returns {rewards[bad[0]]} for the reward", int(bad[0]))
     if milestone is None:
