@@ -120,7 +120,7 @@ def record_probes(
             written: list[Recording] = []
             missed: list[str] = []
             recorded = {**_recorded_params(params), "assets": {"kind": assets.kind, "digest": assets.digest}}
-            for start in _starts(params):
+            for start in starts(params):
                 if len(written) == STARTS:
                     break
                 recording = Recording(env, start, params)
@@ -133,8 +133,9 @@ def record_probes(
                 written.append(recording)
             if not written:
                 raise TgrpoError(
-                    f"the expert of {task.id} reached the goal from none of {len(missed)} starts within {_limit(params, task)} "
-                    "steps, so no reward can be verified; give it more with --set rollout.max_env_steps=0, or see docs/assets.md"
+                    f"the expert of {task.id} reached the goal from none of {len(missed)} starts within "
+                    f"{step_limit(params, task)} steps, so no reward can be verified; give it more with --set "
+                    "rollout.max_env_steps=0, or see docs/assets.md"
                 )
             details = {
                 "task": task.id,
@@ -169,12 +170,12 @@ def _recorded_params(params: Params) -> dict[str, Any]:
     )
 
 
-def _starts(params: Params) -> Iterator[InitialState]:
+def starts(params: Params) -> Iterator[InitialState]:
     for index in range(STARTS + _SPARE):
         yield InitialState("sampled", derive_seed(params.seed, "probe", index))
 
 
-def _limit(params: Params, task: Task) -> int:
+def step_limit(params: Params, task: Task) -> int:
     return params.rollout.max_env_steps or task.max_env_steps
 
 
@@ -241,7 +242,7 @@ class Recording:
         self.start = start
         self.trajectories: list[Trajectory] = []
         self._env, self._params = env, params
-        self._limit = _limit(params, env.task)
+        self._limit = step_limit(params, env.task)
         env.reset(start)
         self._snapshot, self._state, self._scene = env.snapshot(), env.state(), env.scene()
         self._run: ExpertRun | None = None

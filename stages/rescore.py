@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stages.describe import describe
+from stages.errors import UsageError
 from stages.reward_files import load_reward
 from stages.rewards.scorer import Scorer
 from stages.store.artifacts import refuse_existing
@@ -30,13 +31,18 @@ def rescore(
     Raises:
         ArtifactError: no whole group or reward, or something is at `out` already.
         MismatchError: the reward was written for another task.
+        UsageError: one name for several groups, or that of the group itself.
         RewardError: its program is refused or fails; nothing is written then.
     """
     with Scorer(load_reward(reward)) as scorer:
-        for handle in groups:
+        for number, handle in enumerate(groups):
+            if number and out is not None and out.suffix == ".zarr":
+                raise UsageError(f"--out {out} names one group, and there are more; name a folder, or pass one group")
             path = out or next_path("groups", ".zarr")
             path = path if path.suffix == ".zarr" else path / handle.path.name
             refuse_existing(path, overwrite)
+            if path.resolve() == handle.path.resolve():
+                raise UsageError(f"--out {path} is the group that is read; choose another place")
             rescore_group(open_group(handle.path), scorer, reward, path, handle.digest, overwrite)
             yield describe(path)
 

@@ -10,7 +10,7 @@ from stages.reporting import Reporter
 from stages.reward_files import load_reward
 from stages.rewards.verification import Report
 from stages.store.artifacts import atomic_directory, refuse_existing
-from stages.store.provenance import Manifest, reference, write_manifest
+from stages.store.provenance import Manifest, read_manifest, reference, write_manifest
 from stages.trust import REPORTS
 from stages.verify_reward import verify_reward, write_report
 from stages.workspace import next_path, policy_for_probes
@@ -24,15 +24,18 @@ def report_on(
     out: Path | None = None,
     reporter: Reporter | None = None,
     overwrite: bool = False,
+    checkpoint: Path | None = None,
 ) -> tuple[Report, Path]:
     """Verifies a reward and writes the report, whether it passed or not; returns both.
 
     Args:
         reward: an artifact or a bare program; None is the built-in one of the params' task.
         task: what the user asked for, if anything; an artifact is verified on its own task.
+        probes: recorded before, of the reward's task.
+        checkpoint: of a policy whose own episodes shall be among the probes; None takes `policy.base` where that lies on disk.
 
     Raises:
-        MismatchError: an artifact for another task than asked for.
+        MismatchError: an artifact or probes for another task than asked for.
         ArtifactError, RewardError, TgrpoError: see `load_reward` and `verify_reward`.
     """
     out = out or next_path(REPORTS)
@@ -41,7 +44,14 @@ def report_on(
     if task and loaded.task not in ("", params.task):
         raise MismatchError(f"{reward} is a reward for {loaded.task}, not for {params.task}; leave --task out")
     params = params.model_copy(update={"task": loaded.task or params.task})
-    folder = probes or ensure_probes(params, policy_for_probes(params), reporter)
+    if probes is None:
+        folder = ensure_probes(params, checkpoint or policy_for_probes(params, reporter), reporter)
+    else:
+        folder = probes
+        recorded = read_manifest(folder, "probes").details["task"]
+        if recorded != params.task and (task or loaded.task or reward is None):
+            raise MismatchError(f"{folder} holds probes of {recorded}, not of {params.task}; leave --probes out")
+        params = params.model_copy(update={"task": recorded})
     report = verify_reward(loaded, params, reporter, folder)
     with atomic_directory(out, overwrite=overwrite) as partial:
         write_report(partial, report, params, folder)
@@ -54,7 +64,7 @@ def report_on(
                 seed=params.seed,
                 inputs=inputs,
                 details={
-                    "task": params.task,
+                    "task": report.task,
                     "reward_digest": loaded.digest,
                     "passed": report.passed,
                     "verdict": report.verdict,

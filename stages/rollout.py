@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.errors import UsageError
+from stages.gen_reward import built_in
 from stages.params import Params
 from stages.reporting import Reporter
+from stages.reward_files import load_reward
 from stages.rewards.scorer import Scorer
 from stages.sampling import Wanted, open_sampling_env, sample_groups
 from stages.store.handles import Handle
@@ -40,13 +42,13 @@ def rollout(
         SimulatorError: the simulator cannot start.
     """
     params, checkpoint = open_checkpoint(params, checkpoint)
+    if not unverified:
+        refuse_unverified(load_reward(reward) if reward else built_in(params), reward, params.task)
     iteration = read_checkpoint(checkpoint).details["iteration"] + 1
     policy = open_policy(params, checkpoint)
     paths = group_paths(out, params.rollout.groups)
     wanted = [Wanted(index, path, group_inputs(path, checkpoint, reward)) for index, path in enumerate(paths)]
     with open_sampling_env(params) as env, Scorer(task_reward(params, env, reward)) as scorer:
-        if not unverified:
-            refuse_unverified(scorer.reward, reward)
         yield from sample_groups(
             policy, env, scorer, params, wanted, iteration=iteration, overwrite=overwrite, reporter=reporter
         )

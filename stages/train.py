@@ -75,7 +75,7 @@ def train(
     for starts, n in ((params.eval.starts, params.eval.episodes), ("validation", params.train.validation.episodes)):
         refuse_trained_on(checkpoint, read_checkpoint(checkpoint), start_states(starts, n, params.seed))
     if not unverified:
-        refuse_unverified(load_reward(reward) if reward else built_in(params), reward)
+        refuse_unverified(load_reward(reward) if reward else built_in(params), reward, params.task)
     run = Run(params, checkpoint, reward, out or next_path("runs"))
     run.claim(resume)
     before = _evaluate(run, 0, "before", run.start, reporter)

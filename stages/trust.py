@@ -13,16 +13,17 @@ SHIPPED = Path(__file__).parent / "rewards" / "builtin" / "verified.json"
 REPORTS = "reports"  # of data: where `tgrpo verify-reward` writes
 
 
-def refuse_unverified(reward: Reward, path: Path | None) -> None:
+def refuse_unverified(reward: Reward, path: Path | None, task: str) -> None:
     """Raises MismatchError unless a report says that the reward passes.
 
     Args:
         path: the artifact or program that it was read from; None is the built-in one.
+        task: that it shall be trained on.
 
     A report lies in the artifact, or under data/reports; a built-in program may be one of those that were verified when this
-    version was made. A report on another program counts for nothing.
+    version was made. A report on another program, or on this one in another task, counts for nothing.
     """
-    if is_shipped(reward):
+    if is_shipped(reward, task):
         return
     beside = [path / REPORT] if path is not None and path.is_dir() else []
     refused = ""
@@ -37,21 +38,26 @@ def refuse_unverified(reward: Reward, path: Path | None) -> None:
             if found in beside:
                 refused = f"{found} is on another program"
             continue
-        if report.passed:
+        if report.task != task:
+            refused = refused or f"{found} is on {report.task}"
+        elif report.passed:
             return
-        refused = f"{found} says: {report.verdict}"
-    name = path or f"--task {reward.task} --builtin"
+        else:
+            refused = f"{found} says: {report.verdict}"
     raise MismatchError(
-        f"{reward.path} is not verified{f' ({refused})' if refused else ''}; verify it with `tgrpo verify-reward {name}`, or "
-        "train on it as it is with --unverified"
+        f"{reward.path} is not verified for {task}{f' ({refused})' if refused else ''}; verify it with `tgrpo verify-reward "
+        f"{path or '--builtin'} --task {task}`, which leaves its report in {DATA / REPORTS}, or train on it as it is with "
+        "--unverified"
     )
 
 
-def is_shipped(reward: Reward) -> bool:
-    """Whether it is one of the built-in programs that were verified when this version was made."""
-    return reward.digest in _shipped()
+def is_shipped(reward: Reward, task: str) -> bool:
+    """Whether it is the built-in program of this task that was verified when this version was made."""
+    return _shipped().get(reward.digest) == task
 
 
 @functools.cache
-def _shipped() -> frozenset[str]:
-    return frozenset(json.loads(SHIPPED.read_text(encoding="utf-8"))) if SHIPPED.exists() else frozenset()
+def _shipped() -> dict[str, str]:
+    """Digest of the program -> its task."""
+    known = json.loads(SHIPPED.read_text(encoding="utf-8")) if SHIPPED.exists() else {}
+    return {digest: entry["task"] for digest, entry in known.items()}

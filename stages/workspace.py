@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import ArtifactError, MismatchError, TgrpoError, UsageError
 from stages.params import Params
+from stages.reporting import Reporter, Silent
 from stages.reward_files import builtin_reward, load_reward
 from stages.rewards.program import Reward
 from stages.rewards.scorer import make_context
@@ -220,10 +221,16 @@ def task_objects(object_names: tuple[str, ...]) -> tuple[str, str]:
     return target, container
 
 
-def policy_for_probes(params: Params) -> Path | None:
+def policy_for_probes(params: Params, reporter: Reporter | None = None) -> Path | None:
     """The checkpoint whose own episodes a reward is verified on: `policy.base` where it lies on this disk, else None."""
     base = Path(params.policy.base_of(params.task))
-    return base if base.is_dir() else None
+    if base.is_dir():
+        return base
+    (reporter or Silent()).note(
+        f"{base} is not on this disk, so the probes of {params.task} hold no episodes of a policy; verify-reward takes one by "
+        "--checkpoint"
+    )
+    return None
 
 
 def task_reward(params: Params, env: "VectorEnv | LiberoEnv", reward: Path | None = None) -> Reward:

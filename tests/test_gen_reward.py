@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from stages.gen_reward import built_in
+from stages.params import Params
 from tests.conftest import Run
 from tests.rewards.llm.loopback import GOOD_REPLY, Loopback, say
 
@@ -27,10 +29,50 @@ def test_without_a_key_the_offline_ways_are_named_before_anything_is_recorded(
 ) -> None:
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
+    (project / "data" / "cache" / "llm").mkdir(parents=True)
+    (project / "data" / "cache" / "llm" / "another.json").write_text("{}")  # of another request
     run = tgrpo("gen-reward", "--task", TASK)
-    assert run.code == 1 and len(run.err.strip().splitlines()) == 1
+    said = [line for line in run.err.strip().splitlines() if "osmesa" not in line]
+    assert run.code == 1 and len(said) == 1
     assert "no key" in run.err and "--from-file reward.py" in run.err and "--builtin" in run.err
+    assert not (project / "data" / "probes").exists() and not (project / "data" / "rewards").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "mine.py does not exist"),
+        (
+            "def compute_reward(state):\n    return 1.0\n",
+            "mine.py, line 1: compute_reward(state) does not have the two",
+        ),
+        ("x = 1\n", "mine.py: no function compute_reward"),
+        ("def compute_reward(state, info)\n    return 1\n", "mine.py, line 1: no valid Python"),
+    ],
+    ids=["no file", "wrong signature", "no function", "no Python"],
+)
+def test_a_file_is_judged_before_anything_is_recorded(
+    tgrpo: Callable[..., Run], project: Path, text: str | None, says: str
+) -> None:
+    if text is not None:
+        (project / "mine.py").write_text(text)
+    run = tgrpo("gen-reward", "--task", TASK, "--from-file", "mine.py")
+    assert run.code == 1 and len(run.err.strip().splitlines()) == 1 and says in run.err
+    assert not (project / "data" / "probes").exists() and not (project / "data" / "rewards").exists()
+
+
+def test_key_poses_need_a_demonstration_before_anything_is_recorded(tgrpo: Callable[..., Run], project: Path) -> None:
+    without = tgrpo("gen-reward", "--task", TASK, "--builtin", "--set", "gen_reward.program=key_poses")
+    assert without.code == 2 and "--demo" in without.err
+    missing = tgrpo("gen-reward", "--task", TASK, "--builtin", "--demo", "nope.zarr")
+    assert missing.code == 1 and "nope.zarr does not exist" in missing.err
     assert not (project / "data" / "probes").exists()
+
+
+@pytest.mark.parametrize("task", ["libero_goal/3", "libero_10/9", "libero_spatial/0"])
+def test_a_built_in_program_needs_neither_simulator_nor_meshes(params: Params, task: str) -> None:
+    reward = built_in(params.model_copy(update={"task": task}))
+    assert reward.task == task and "def compute_reward" in reward.source
 
 
 def test_a_built_in_reward_that_is_shipped_as_verified_needs_no_recording(
@@ -73,6 +115,7 @@ def test_a_reward_is_written_by_a_model_proven_and_trained_on(
         assert "completion" in findings and "honest" in findings
         again = tgrpo("gen-reward", "--task", TASK, "--out", "data/rewards/0002")
         assert again.code == 0 and len(server.requests) == 2  # the same was asked before
+        assert again.handles[0]["digest"] == run.handles[0]["digest"]  # and gives the same artifact
     reward = project / "data/rewards/0001"
     assert (reward / "verification.png").stat().st_size > 10_000
     assert json.loads((reward / "report.json").read_text())["passed"]
@@ -83,6 +126,16 @@ def test_a_reward_is_written_by_a_model_proven_and_trained_on(
     refused = tgrpo("gen-reward", "--task", TASK, "--from-file", "hover.py", "--out", "data/rewards/0003")
     assert refused.code == 1 and not (project / "data/rewards/0003").exists()
     assert (project / "data/rewards/refused/0003/findings.txt").is_file()
+    again_refused = tgrpo("gen-reward", "--task", TASK, "--from-file", "hover.py", "--out", "data/rewards/0003")
+    assert again_refused.code == 1 and (project / "data/rewards/refused/0003-2/report.json").is_file()
+
+    with Loopback(say(bad)) as server:  # a model's program that is refused leaves its report too, and one line says why
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+        out = ("--out", "data/rewards/0004", "--set", "gen_reward.rounds=1", "--fresh")
+        hopeless = tgrpo("gen-reward", "--task", TASK, *out)
+    assert hopeless.code == 1 and "completion" in hopeless.err.strip().splitlines()[-1]
+    assert (project / "data/rewards/refused/0004/verification.png").is_file()
+    assert not (project / "data/rewards/0004").exists()
     assert re.search(r"hover\.py is refused: \d+ of \d+ checks fail", refused.err)
 
     verified = tgrpo("verify-reward", str(reward))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages.describe import describe
-from stages.errors import ArtifactError, MismatchError
+from stages.errors import ArtifactError, MismatchError, UsageError
 from stages.rescore import rescore
 from stages.reward_files import write_reward
 from stages.rewards.errors import RewardError
@@ -118,6 +118,45 @@ def test_what_does_not_belong_together_is_refused(group: Path, tmp_path: Path) -
         list(rescore([describe(group)], tmp_path / "none.py", tmp_path / "new.zarr"))
     with pytest.raises(ArtifactError, match=r"nowhere does not exist: expected a reward"):
         list(rescore([describe(group)], tmp_path / "nowhere", tmp_path / "new.zarr"))
+
+
+def test_one_name_is_for_one_group_and_never_for_the_one_that_is_read(group: Path, tmp_path: Path) -> None:
+    before, other = digest_of(group), write_sample(tmp_path / "groups" / "h.zarr", decisions=20)
+    with pytest.raises(UsageError, match="is the group that is read"):
+        list(rescore([describe(group)], program(tmp_path), group, overwrite=True))
+    assert digest_of(group) == before
+    with pytest.raises(UsageError, match="names one group, and there are more"):
+        list(rescore(map(describe, (group, other)), program(tmp_path), tmp_path / "new.zarr", overwrite=True))
+    assert open_group(tmp_path / "new.zarr").attrs.inputs["group"]["digest"] == before
+
+
+def test_a_failure_names_trajectory_decision_and_step(group: Path, tmp_path: Path) -> None:
+    source = "def compute_reward(state, info):\n    return 1.0 / (state.step - 6)\n"
+    with pytest.raises(RewardError, match=r"line 2: fails at trajectory 0, decision 2 \(step 6\): ZeroDivisionError"):
+        list(rescore([describe(group)], program(tmp_path, source), tmp_path / "new.zarr"))
+
+
+def test_a_name_that_the_state_does_not_have_is_answered_with_those_it_has(group: Path, tmp_path: Path) -> None:
+    source = "def compute_reward(state, info):\n    return state.objects['nope_1'].lift\n"
+    with pytest.raises(RewardError, match=r"KeyError: 'nope_1'; there are objects .*butter_1"):
+        list(rescore([describe(group)], program(tmp_path, source), tmp_path / "new.zarr"))
+
+
+@pytest.mark.parametrize(
+    "poses", ['[{"ee_pos": 1}]', '{"a": 1}', '[{"ee_pos": [0, 0, 1]}]', "[[1]]", "not JSON"], ids=lambda text: text[:12]
+)
+def test_broken_key_poses_are_one_line(group: Path, tmp_path: Path, poses: str) -> None:
+    reward = artifact(tmp_path, "libero_object/6")
+    (reward / "key_poses.json").write_text(poses)
+    with pytest.raises(ArtifactError, match="cannot be read") as caught:
+        list(rescore([describe(group)], reward, tmp_path / "new.zarr"))
+    assert "\n" not in str(caught.value)
+
+
+def test_any_file_is_a_program_with_a_byte_order_mark_too(group: Path, tmp_path: Path) -> None:
+    (tmp_path / "reward.txt").write_text(HEIGHT, encoding="utf-8-sig")
+    (handle,) = rescore([describe(group)], tmp_path / "reward.txt", tmp_path / "new.zarr")
+    assert open_group(handle.path).attrs.params["reward"]["source"] == HEIGHT
 
 
 def test_neither_simulator_nor_torch_is_needed(group: Path, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from stages.sim.tasks import list_tasks, task_object_names
 from stages.trust import is_shipped, refuse_unverified
 from tests.conftest import Run
 
-REWARD = Reward("libero_object/6", "def compute_reward(state, info):\n    return 1.0\n", path="reward.py")
+TASK = "libero_object/6"
+REWARD = Reward(TASK, "def compute_reward(state, info):\n    return 1.0\n", path="reward.py")
 PASSED = Report(
-    task="libero_object/6",
+    task=TASK,
     reward_digest=REWARD.digest,
     probes_digest="0" * 64,
     passed=True,
@@ -50,10 +51,13 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Report, st
 
 
 def test_a_reward_without_a_report_is_refused_with_the_remedy(put: Callable[[Report, str], Path]) -> None:
-    with pytest.raises(MismatchError, match=r"is not verified; .*`tgrpo verify-reward reward.py`.*--unverified"):
-        refuse_unverified(REWARD, Path("reward.py"))
-    with pytest.raises(MismatchError, match="--task libero_object/6 --builtin"):
-        refuse_unverified(REWARD, None)
+    says = (
+        r"is not verified for libero_object/6; .*`tgrpo verify-reward reward.py --task libero_object/6`.*--unverified"
+    )
+    with pytest.raises(MismatchError, match=says):
+        refuse_unverified(REWARD, Path("reward.py"), TASK)
+    with pytest.raises(MismatchError, match="verify-reward --builtin --task libero_object/6"):
+        refuse_unverified(REWARD, None, TASK)
 
 
 @pytest.mark.parametrize("folder", ["data/rewards/0001", "data/reports/0007"])
@@ -61,38 +65,47 @@ def test_a_report_that_it_passed_counts_in_the_artifact_and_under_reports(
     put: Callable[[Report, str], Path], folder: str
 ) -> None:
     put(PASSED, folder)
-    refuse_unverified(REWARD, Path("data/rewards/0001"))
+    refuse_unverified(REWARD, Path("data/rewards/0001"), TASK)
+
+
+def test_a_report_on_another_task_counts_for_nothing(put: Callable[[Report, str], Path]) -> None:
+    """A bare program may run on several tasks, and pass on one of them."""
+    put(PASSED, "data/reports/0001")
+    with pytest.raises(MismatchError, match=r"0001/report\.json is on libero_object/6\); .*--task libero_object/7`"):
+        refuse_unverified(REWARD, Path("reward.py"), "libero_object/7")
 
 
 def test_a_report_that_it_failed_is_quoted(put: Callable[[Report, str], Path]) -> None:
     path = put(REFUSED, "data/rewards/0001")
     with pytest.raises(MismatchError, match="refused: 1 of 1 checks fail: honest"):
-        refuse_unverified(REWARD, path)
+        refuse_unverified(REWARD, path, TASK)
 
 
 def test_a_report_on_another_program_counts_for_nothing(put: Callable[[Report, str], Path]) -> None:
     path = put(PASSED, "data/rewards/0001")
     with pytest.raises(MismatchError, match="is on another program"):
-        refuse_unverified(replace(REWARD, source=REWARD.source + "# changed\n"), path)
+        refuse_unverified(replace(REWARD, source=REWARD.source + "# changed\n"), path, TASK)
 
 
 def test_a_report_that_says_more_than_its_checks_counts_for_nothing(put: Callable[[Report, str], Path]) -> None:
     path = put(replace(REFUSED, passed=True), "data/rewards/0001")
     with pytest.raises(MismatchError, match="is not verified"):
-        refuse_unverified(REWARD, path)
+        refuse_unverified(REWARD, path, TASK)
 
 
 def test_the_built_in_rewards_of_libero_object_are_verified_as_they_are_now(params: Params) -> None:
     for task in list_tasks("libero_object"):
         context = Context(task.id, task_object_names(task), (), (), (), parse_goal(task), task.max_env_steps)
-        assert is_shipped(builtin_reward(params.gen_reward, context)), f"run scripts/verify_builtins.py {task.id}"
+        reward = builtin_reward(params.gen_reward, context)
+        assert is_shipped(reward, task.id), f"run scripts/verify_builtins.py {task.id}"
+        assert not is_shipped(reward, "libero_goal/0")
     changed = params.gen_reward.model_copy(update={"lift_m": 0.04})
-    assert not is_shipped(builtin_reward(changed, context))
+    assert not is_shipped(builtin_reward(changed, context), context.task)
 
 
 def test_rollout_refuses_an_unverified_reward_before_it_samples(tgrpo: Callable[..., Run], project: Path) -> None:
     (project / "mine.py").write_text(REWARD.source)
     run = tgrpo("rollout", "--reward", "mine.py")
     assert (run.code, run.out) == (1, "")
-    assert "mine.py is not verified" in run.err and "Traceback" not in run.err
+    assert "mine.py is not verified for libero_object/6" in run.err and "Traceback" not in run.err
     assert not (project / "data" / "groups").exists()

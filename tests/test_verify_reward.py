@@ -71,7 +71,7 @@ FAST = "np.linalg.norm(target.lin_vel, axis=-1) > 0.05"
             lambda: broken(
                 (CARRIED, f"        {HOVERS},\n" + CARRIED),
                 ("[16.0,", "[16.0, 15.0,"),
-                ("[PLACED,", "[PLACED, LIFTED,"),
+                ("[PLACED,", "[PLACED, ABOVE_BASKET,"),
             ),
             {"completion", "honest", "ranking"},
             id="hovering is rewarded",
@@ -84,7 +84,7 @@ FAST = "np.linalg.norm(target.lin_vel, axis=-1) > 0.05"
         ),
         pytest.param(
             lambda: broken(
-                ("READY, LIFTED, PLACED, DROPPED = 0, 1, 2, 3", "LIFTED, READY, PLACED, DROPPED = 0, 1, 2, 3")
+                ("READY, LIFTED, NEAR_BASKET, ABOVE_BASKET, PLACED", "LIFTED, READY, NEAR_BASKET, ABOVE_BASKET, PLACED")
             ),
             {"order"},
             id="milestones in the wrong order",
@@ -95,13 +95,40 @@ FAST = "np.linalg.norm(target.lin_vel, axis=-1) > 0.05"
                 ("[16.0,", "[16.0, -30.0, 12.0,"),
                 ("[PLACED,", "[PLACED, LIFTED, LIFTED,"),
             ),
-            {"honest", "ranking", "order", "progress"},
+            {"honest", "ranking", "order", "progress", "staircase"},
             id="holding still beats carrying",
         ),
         pytest.param(
             lambda: broken(("    return reward,", "    reward = reward - to_target\n    return reward,")),
             {"staircase"},
             id="no staircase",
+        ),
+        pytest.param(
+            lambda: broken(
+                (
+                    "    return reward,",
+                    "    reward = reward + np.where(reward == 2, to_target // 0.03 / 4, 0)\n    return reward,",
+                )
+            ),
+            {"staircase"},
+            id="dense within a milestone",
+        ),
+        pytest.param(
+            lambda: broken(
+                (
+                    "    return reward,",
+                    "    reward = reward + np.where((reward == 8) & (state.step % 8 < 4), 0.5, 0)\n    return reward,",
+                )
+            ),
+            {"staircase"},
+            id="changes with time within a milestone",
+        ),
+        pytest.param(
+            lambda: broken(
+                ('    return reward, {"milestone": milestone}', "    return reward + to_target // 0.05 / 8")
+            ),
+            {"order", "staircase"},
+            id="dense, without milestones",
         ),
     ],
 )

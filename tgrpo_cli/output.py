@@ -170,8 +170,12 @@ def _table(title: str, lines: list[Mapping[str, str]], width: int) -> "Renderabl
     return table
 
 
-def print_checks(report: "Report", handle: "Handle") -> None:
-    """A verification, a line for each check with what was found; and in a pipe the report's handle."""
+def print_checks(name: str, report: "Report", handle: "Handle") -> None:
+    """A verification, a line for each check with what was found; and in a pipe the report's handle.
+
+    Args:
+        name: of the reward, as the user gave it.
+    """
     if not sys.stdout.isatty():
         print(handle.to_json(), flush=True)
     out = sys.stdout if sys.stdout.isatty() else sys.stderr
@@ -184,7 +188,8 @@ def print_checks(report: "Report", handle: "Handle") -> None:
                 print(f"{'':<27}seen in: {check.where}", file=out)
     if report.seconds_per_call is not None:
         print(f"{'':<5}{'time':<22}{1e6 * report.seconds_per_call:.1f} microseconds a call", file=out)
-    print(f"{report.verdict}; see {handle.path}", file=out)
+    remedy = "" if report.passed else "; mend the program and verify it again"
+    print(f"{name} is {report.told()}; see {handle.path}{remedy}", file=out)
 
 
 def reporter() -> Reporter:

@@ -14,6 +14,12 @@ def command(
     probes: Annotated[
         Path | None, typer.Option(help="Recorded probe trajectories; default: those of the task, recorded once.")
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="A policy whose own episodes are among the probes; default: policy.base where it is on disk."
+        ),
+    ] = None,
     task: TaskId = None,
     out: Out = None,
     params: ParamsFile = DEFAULT_PARAMS,
@@ -38,8 +44,17 @@ def command(
         raise UsageError(
             "name a reward (data/rewards/0001 or reward.py), or the built-in one by --builtin; one of them"
         )
+    if probes and checkpoint:
+        raise UsageError("--probes are recorded already, with or without a policy; leave out --probes or --checkpoint")
     report, folder = report_on(
-        read_params(params, set_, task=task), reward, task, probes, out, reporter(), overwrite=force
+        read_params(params, set_, task=task),
+        reward,
+        task,
+        probes,
+        out,
+        reporter(),
+        overwrite=force,
+        checkpoint=checkpoint,
     )
-    print_checks(report, describe(folder))
+    print_checks(str(reward or f"the built-in reward of {report.task}"), report, describe(folder))
     raise SystemExit(0 if report.passed else 1)

@@ -4,6 +4,7 @@ A trajectory is scored when it has ended. Nothing but the recorded scenes decide
 scored again at any time, with the same result to the last bit.
 """
 
+import re
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import MismatchError
+from stages.rewards.errors import RewardError
 from stages.rewards.interface import Context, Moments, moment_dtype
 from stages.rewards.program import Reward
 from stages.rewards.sandbox import Limits, RewardProcess, Scored
@@ -116,9 +118,23 @@ def score_trajectories(
     taken = env_steps > 0
     reward, milestone = np.zeros(taken.shape, np.float32), np.zeros(taken.shape, np.int8)
     if taken.any():
-        scored = program.score(moments(initial, scenes, env_steps))
+        try:
+            scored = program.score(moments(initial, scenes, env_steps))
+        except RewardError as error:
+            raise _placed(error, env_steps) from None
         reward[taken], milestone[taken] = scored.reward, scored.milestone
     return reward, milestone
+
+
+def _placed(error: RewardError, env_steps: NDArray[np.int16]) -> RewardError:
+    """With the trajectory, the decision and the environment step in place of the moment's number."""
+    found = re.search(r"\bmoment (\d+)", error.finding)
+    rows = np.argwhere(env_steps > 0)
+    if found is None or int(found[1]) >= len(rows):
+        return error
+    i, t = rows[int(found[1])].tolist()
+    place = f"trajectory {i}, decision {t} (step {int(env_steps[i, : t + 1].sum())})"
+    return RewardError(error.path, error.line, error.finding.replace(found[0], place), error.remedy)
 
 
 def moments(initial: Scene, scenes: Scene, env_steps: NDArray[np.int16]) -> Moments:

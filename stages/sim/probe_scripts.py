@@ -316,15 +316,16 @@ def _push(start: Vector, place: Vector, grip_point: Vector) -> Make:
 
 
 def _jitter(name: str, grip_point: Vector) -> Make:
-    """In and out by 3 cm, 5 cm over where the object is gripped."""
+    """Down to where the object is gripped, and 12 cm up again: across the distances of approaching and of being ready."""
 
     def steps(env: LiberoEnv, rng: np.random.Generator) -> Steps:
         hand = Hand(env)
         orientation = hand.orientation
-        above = hand.pose_of(name)[0] + grip_point + 0.08 * UP
+        low = hand.pose_of(name)[0] + grip_point + 0.005 * UP
+        above = low + 0.12 * UP
         yield from go(hand, above, orientation, OPEN, over=float(above[2]))
-        for down in _to_and_fro():
-            yield hand.action(above - 0.06 * down * UP, orientation, OPEN)
+        for down in _to_and_fro(2 * _PERIOD):
+            yield hand.action(above + down * (low - above), orientation, OPEN)
 
     return steps
 
@@ -386,10 +387,10 @@ def _backwards(env: LiberoEnv, done: Callable[[], bool], gripper: float | None) 
         yield hand.action(position, orientation, last if gripper is None else gripper)
 
 
-def _to_and_fro() -> Iterator[float]:
+def _to_and_fro(period: int = _PERIOD) -> Iterator[float]:
     """From 0 to 1 and back, for ever."""
     for step in itertools.count():
-        yield 0.5 - 0.5 * float(np.cos(2 * np.pi * step / _PERIOD))
+        yield 0.5 - 0.5 * float(np.cos(2 * np.pi * step / period))
 
 
 def _still(gripper: float) -> Vector:

@@ -2,38 +2,27 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.reward_files import task_context
 from stages.rewards.builtin import JointGoal
 from stages.rewards.interface import MOMENT_FIELDS, Context, Moments, moment_dtype, moment_shape
 from stages.rewards.states import batched, each
-from stages.sim.goals import parse_goal
 from stages.sim.joint_goals import joint_goals
-from stages.sim.tasks import load_task, task_object_names
+from stages.sim.tasks import load_task
 
 TASKS = [f"{suite}/{i}" for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10") for i in range(10)]
 
 
 def context_of(task_id: str, key_poses: Sequence[Mapping[str, Any]] = ()) -> tuple[Context, Mapping[str, JointGoal]]:
-    """A task's context as the simulator gives it, less joints and places that no goal speaks of."""
-    task = load_task(task_id)
-    goals, objects = parse_goal(task), task_object_names(task)
-    joints = joint_goals(goals)
-    regions = [name for goal in goals if len(goal) == 3 for name in goal[2:] if name not in objects]
-    context = Context(
-        task=task.id,
-        object_names=objects,
-        joint_names=tuple(dict.fromkeys(joint.joint for joint in joints.values())),
-        joint_ranges=tuple((-3.0, 3.0) for _ in {joint.joint for joint in joints.values()}),
-        place_names=tuple(dict.fromkeys([*regions, *(joint.handle for joint in joints.values())])),
-        goals=goals,
-        max_steps=task.max_env_steps,
-        key_poses=tuple(key_poses),
-    )
-    return context, joints
+    """`task_context` of the task, with ranges for its joints, and with key poses."""
+    context = task_context(load_task(task_id))
+    ranges = ((-3.0, 3.0),) * len(context.joint_names)
+    return replace(context, joint_ranges=ranges, key_poses=tuple(key_poses)), joint_goals(context.goals)
 
 
 def still(context: Context, n: int = 1) -> dict[str, NDArray[Any]]:

@@ -8,7 +8,16 @@ from stages.rewards.builtin import Thresholds, goal_program
 from stages.rewards.interface import Context, Moments
 from tests.rewards.builtin_moments import context_of, drawn, namespace_of, score, score_each, still
 
-NAMES = ("far", "approaching", "ready to grasp", "lifted", "placed", "dropped")
+NAMES = (
+    "far",
+    "approaching",
+    "ready to grasp",
+    "lifted",
+    "near the basket",
+    "above the basket",
+    "placed",
+    "dropped",
+)
 
 
 def algorithm_2(
@@ -34,7 +43,7 @@ def algorithm_2(
         to_target < thresholds.near,
         to_target < thresholds.approach,
     ]
-    return np.select(cases, [16.0, 12.0, 10.0, 8.0, -4.0, 4.0, 2.0], -2.0), np.select(cases, [4, 3, 3, 3, 5, 2, 1], 0)
+    return np.select(cases, [16.0, 12.0, 10.0, 8.0, -4.0, 4.0, 2.0], -2.0), np.select(cases, [6, 5, 4, 3, 7, 2, 1], 0)
 
 
 @pytest.mark.parametrize("index", range(10))
@@ -66,9 +75,9 @@ def test_one_by_one_equals_all_at_once() -> None:
         (0.04, False, 0.0, 0.0, 0.3, False, (4.0, "ready to grasp")),
         (0.01, True, 0.02, 0.02, 0.3, False, (4.0, "ready to grasp")),
         (0.01, True, 0.06, 0.06, 0.3, False, (8.0, "lifted")),
-        (0.01, True, 0.2, 0.2, 0.13, False, (10.0, "lifted")),
-        (0.01, True, 0.2, 0.2, 0.06, False, (12.0, "lifted")),
-        (0.1, False, 0.1, 0.2, 0.06, False, (12.0, "lifted")),  # let go over the basket
+        (0.01, True, 0.2, 0.2, 0.13, False, (10.0, "near the basket")),
+        (0.01, True, 0.2, 0.2, 0.06, False, (12.0, "above the basket")),
+        (0.1, False, 0.1, 0.2, 0.06, False, (12.0, "above the basket")),  # let go over the basket
         (0.1, False, 0.1, 0.2, 0.3, False, (-4.0, "dropped")),  # falling beside it
         (0.01, False, 0.0, 0.2, 0.3, False, (-4.0, "dropped")),
         (0.01, True, 0.0, 0.2, 0.3, False, (4.0, "ready to grasp")),  # grasped again

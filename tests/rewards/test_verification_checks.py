@@ -89,7 +89,7 @@ def test_returns_hold_a_success_until_the_horizon() -> None:
         ({"expert": [-2, 4, 8, 8, 9.9]}, "completion", "worth 9.9, and the highest reward without it is 8 | 'expert'"),
         ({"expert": [-2, -4, -4, -4, -1], "hold": [-4] * 8}, "completion", "success is worth -1"),
         ({"drop": [-2, 4, 8, 8, 8, 8, 8, 8]}, "drop punished", "8 while the object is held, 8 when it has fallen | 'drop'"),
-        ({"drop": [-2, 4, 8, -4, 4, 4, 4, 4]}, "drop punished", "4 while the object lies where it fell, 4 when it was"),
+        ({"drop": [-2, 4, 8, -4, 4, 4, 4, 4]}, "drop punished", "where it fell, -2 at the start and 4 when"),
         ({"cuts": {0.5: [-2] * 8, 0.25: [4] * 8}}, "progress", "32 after 25%, -16 after 50%"),
         ({"hold": [-2, 4, *[12] * 6], "expert": [-2, 4, -2, -2, 16]}, "honest", "or more | 'hold' from sampled/1 returns 74"),
     ],
@@ -107,22 +107,34 @@ def test_one_step_back_among_many_milestones_is_in_order() -> None:
 
 
 def test_a_level_belongs_to_one_milestone() -> None:
-    t = trajectories()
-    t.milestone[2, 5] = 1
-    assert failed(t) == {"staircase": "the reward 8 is given for ready and lifted | 'hold' from sampled/1, decision 5"}
+    t = trajectories(milestone_names=(*NAMES, "carried"))
+    t.milestone[0, 3] = 5
+    assert (
+        failed(t)["staircase"] == "the reward 8 is given for lifted and carried | 'expert' from sampled/1, decision 3"
+    )
+
+
+def test_a_milestone_has_one_reward() -> None:
+    t = trajectories(hold=[-2, 4, 8, 8, 8.5, 8, 8, 8], levels={**LEVELS, 8.5: 2})
+    assert failed(t)["staircase"] == "within lifted the reward is 8, 8.5 | 'hold' from sampled/1, decision 4"
 
 
 def test_a_milestone_off_the_experts_way_may_share_a_level() -> None:
     t = trajectories(drop=[-2, 4, 8, -2, -2, -2, -2, -2])
     t.milestone[1, 3:] = NAMES.index("dropped")
-    assert not failed(t)
+    assert "staircase" not in failed(t)
+    assert "-2 while the object lies where it fell, -2 at the start" in failed(t)["drop punished"]  # no penalty
 
 
 def test_too_many_levels_are_no_staircase() -> None:
     dense = np.linspace(0, 1, 30)
-    t = trajectories(hold=list(dense))
+    levels = LEVELS | {level: 5 + m for m, level in enumerate(dense.tolist())}
+    named = {"hold": list(dense), "levels": levels, "milestone_names": (*NAMES, *map(str, range(30)))}
+    t = trajectories(**named)
     assert "different rewards | 'hold' from sampled/1 has 30: 0, 0.0344" in failed(t)["staircase"]
-    assert "staircase" not in failed(trajectories(hold=list(dense), goals=2))
+    assert "staircase" not in failed(trajectories(**named, goals=2))
+    few = trajectories(hold=list(dense[:9]), levels=dict.fromkeys(LEVELS, 0))
+    assert "14 different rewards" in failed(few)["staircase"]  # more than a program without milestones may have
 
 
 def test_checks_without_what_they_need_do_not_apply() -> None:

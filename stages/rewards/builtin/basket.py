@@ -11,8 +11,17 @@ The paper gives the levels but for 10 and 12, of which it says "add rewards for 
 import numpy as np
 
 VECTORISED = True
-MILESTONES = ("far", "approaching", "ready to grasp", "lifted", "placed", "dropped")
-FAR, APPROACHING, READY, LIFTED, PLACED, DROPPED = 0, 1, 2, 3, 4, 5
+MILESTONES = (
+    "far",
+    "approaching",
+    "ready to grasp",
+    "lifted",
+    "near the basket",
+    "above the basket",
+    "placed",
+    "dropped",
+)
+FAR, APPROACHING, READY, LIFTED, NEAR_BASKET, ABOVE_BASKET, PLACED, DROPPED = 0, 1, 2, 3, 4, 5, 6, 7
 
 NEAR = {near!r}  # m from the hand to the object: ready to grasp
 APPROACH = {approach!r}  # m from the hand to the object: approaching
@@ -42,7 +51,8 @@ def compute_reward(state, info):
         to_target < APPROACH,
     ]
     reward = np.select(conditions, [16.0, 12.0, 10.0, 8.0, -4.0, 4.0, 2.0], -2.0)
-    milestone = np.select(conditions, [PLACED, LIFTED, LIFTED, LIFTED, DROPPED, READY, APPROACHING], FAR)
+    reached = [PLACED, ABOVE_BASKET, NEAR_BASKET, LIFTED, DROPPED, READY, APPROACHING]
+    milestone = np.select(conditions, reached, FAR)
     return reward, {{"milestone": milestone}}
 '''
 

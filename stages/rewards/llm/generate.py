@@ -1,5 +1,6 @@
 """The conversation that ends with a program which passes: ask, examine, answer with the findings, ask again."""
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -200,6 +201,7 @@ class _Log:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.turns: list[Turn] = []
+        self._made = [parent for parent in folder.parents if not parent.exists()]  # innermost first
         self._digests: dict[str, str] = {}
 
     @property
@@ -240,6 +242,9 @@ class _Log:
             write_text(self.folder / "digests.json", json_text(self._digests))
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # one that holds something stays
+                for made in self._made:
+                    made.rmdir()
 
 
 def _paid(turns: list[Turn] | tuple[Turn, ...]) -> Cost:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import marshal
 import math
+import re
 import weakref
 from dataclasses import dataclass
 from types import TracebackType
@@ -244,7 +245,7 @@ class RewardProcess:
         if kind == "value":
             self._refuse(line, what + at, _RETURN_ARRAYS if self._program.vectorised else _RETURN)
         elif kind == "exception":
-            self._refuse(line, f"fails{at}: {what}", "mend it, or test for the case before")
+            self._refuse(line, f"fails{at}: {what}", self._remedy(what))
         elif kind == "memory":
             self._refuse(line, f"needs more than {self._limits.memory_mib} MiB of memory{at}", "make smaller arrays")
         elif kind == "module":
@@ -252,6 +253,15 @@ class RewardProcess:
         elif kind == "load":
             self._refuse(line, f"fails while it is loaded: {what}", "mend it")
         self._explain(Babbled(None), n)
+
+    def _remedy(self, what: str) -> str:
+        """Of an exception; for a name that the state does not have, those that it has."""
+        c = self._context
+        names = [*c.object_names, *c.joint_names, *c.place_names]
+        if re.fullmatch(r"KeyError: '\w+'", what) and what[len("KeyError: '") : -1] not in names:
+            kinds = {"objects": c.object_names, "joints": c.joint_names, "places": c.place_names}
+            return "there are " + ", ".join(f"{kind} {' '.join(known) or '(none)'}" for kind, known in kinds.items())
+        return "mend it, or test for the case before"
 
     def _check_purity(self, moments: Moments, first: Scored) -> None:
         """One call a moment: the other order shows what is remembered. One call for all: a second call does."""

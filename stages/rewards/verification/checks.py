@@ -15,7 +15,8 @@ LEAST_AUC = (
     0.9  # Algorithm 2 has 0.94 to 1: one who holds the object over the basket for ever beats a very late success
 )
 IN_ORDER = 0.95  # of the pairs of milestones
-MOST_LEVELS = 24  # for each predicate of the goal
+MOST_LEVELS = 24  # for each predicate of the goal, of a program that names the milestone of every moment
+MOST_UNNAMED = 12  # of one that does not
 CLEARLY = 1.25  # times the highest other level
 SLACK = 0.02  # of the expert's return, by which a later cut-off may be worse
 _LIFTED = 0.04  # m: from there on an object is in the air
@@ -120,12 +121,15 @@ def order(t: Trajectories) -> Check:
 
 
 def staircase(t: Trajectories) -> Check:
-    """Constant within a milestone: few levels, and each belongs to one milestone of the expert's way.
+    """Constant within a milestone: one reward each, few of them, and each belongs to one milestone of the expert's way.
 
-    Milestones off that way, such as a drop, may be worth as much as an earlier one on it.
+    Milestones off that way, such as a drop, may be worth as much as an earlier one on it. Of a program that names no
+    milestones only the number of rewards can be judged.
     """
-    most = MOST_LEVELS * t.goals
-    required = f"at most {most} different rewards, each given for one milestone of the expert's way alone"
+    most = (MOST_LEVELS if t.gives_milestones else MOST_UNNAMED) * t.goals
+    required = f"at most {most} different rewards"
+    if t.gives_milestones:
+        required += ", one for each milestone, and each for one milestone of the expert's way alone"
     levels = t.levels()
     if len(levels) > most:
         counts = [len(np.unique(rounded(t.reward[i, : t.length[i]]))) for i in range(len(t.labels))]
@@ -134,6 +138,14 @@ def staircase(t: Trajectories) -> Check:
         return Check("staircase", False, f"{len(levels)} different rewards", required, where)
     if t.gives_milestones:
         reward = np.where(t.taken, rounded(t.reward), np.nan)
+        for m in np.unique(t.milestone[t.taken]).tolist():
+            within = t.taken & (t.milestone == m)
+            given, times = np.unique(reward[within], return_counts=True)
+            if len(given) > 1:
+                at = np.argwhere(within & (reward == given[np.argmin(times)]))[0]
+                where = f"{t.name(int(at[0]))}, decision {at[1]}"
+                told = f"within {t.milestone_name(m)} the reward is {listed(given.tolist(), 6)}"
+                return Check("staircase", False, told, required, where)
         experts = t.experts()
         reached = np.isin(t.milestone, t.milestone[experts][t.taken[experts]])
         for level in levels.tolist():
@@ -166,8 +178,8 @@ def drop_punished(t: Trajectories) -> Check:
     """An object that lies where it fell is worth less than one that is held, and than one that is ready to be grasped."""
     name = "drop punished"
     required = (
-        "after a drop a reward below the one while the object was held, and, until the hand is back at it, below the one when "
-        "it was ready to be grasped"
+        "after a drop a reward below the one while the object was held, and, until the hand is back at it, below the one at the "
+        "start and the one when it was ready to be grasped"
     )
     if not t.has_target:
         return Check(name, None, "no object is to be lifted", required)
@@ -188,12 +200,14 @@ def drop_punished(t: Trajectories) -> Check:
             told = f"{before:g} while the object is held, {after:g} when it has fallen"
             return Check(name, False, told, required, f"{t.name(i)}, decision {first}: {t.story(i)}")
         grasp = int(np.argmax(t.held[expert])) if t.held[expert].any() else 0
-        ready = float(t.reward[expert, max(grasp - 1, 0)])
+        ready, start = float(t.reward[expert, max(grasp - 1, 0)]), float(t.reward[expert, 0])
         left = lying & (t.reach[i] > t.reach[i, last] + _LEFT)
-        if left.any() and float(t.reward[i, left].max()) >= ready:
-            step = int(np.flatnonzero(left & (t.reward[i] >= ready))[0])
+        allowed = min(ready, start)
+        if left.any() and float(t.reward[i, left].max()) >= allowed:
+            step = int(np.flatnonzero(left & (t.reward[i] >= allowed))[0])
             told = (
-                f"{t.reward[i, step]:g} while the object lies where it fell, {ready:g} when it was ready to be grasped"
+                f"{t.reward[i, step]:g} while the object lies where it fell, {start:g} at the start and {ready:g} when it was "
+                "ready to be grasped"
             )
             return Check(name, False, told, required, f"{t.name(i)}, decision {step}: {t.story(i)}")
         found.append(f"{before:g} while held, then {after:g}")

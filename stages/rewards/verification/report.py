@@ -90,6 +90,13 @@ class Report:
             return f"passed: {applied} checks on {len(self.rows)} trajectories from {starts} starts"
         return f"refused: {len(self.failed)} of {applied} checks fail: {', '.join(check.name for check in self.failed)}"
 
+    def told(self) -> str:
+        """The verdict with what the first failed check found and where, in one line."""
+        if not self.failed:
+            return self.verdict
+        worst = self.failed[0]
+        return f"{self.verdict} ({worst.found}{f'; {worst.where}' if worst.where else ''})"
+
     @property
     def auc(self) -> float | None:
         """Of the return, successes over failures from the same start; None where there are not both."""
