@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stages.algo.intervals import paired_difference, wilson
 from stages.algo.mcnemar import mcnemar
 from stages.errors import MismatchError
@@ -124,6 +126,9 @@ def compare(pairs: Sequence[tuple[Path, Path]]) -> Comparison:
     )
 
 
+WORLD = ("physics", "settle_steps")  # of sim: what an episode goes through. How a policy sees it is the policy's own
+
+
 def do_pair(a: Path, b: Path) -> bool:
     """Whether two whole evaluations are of the same episodes."""
     try:
@@ -138,6 +143,8 @@ def _pair(a: Episodes, b: Episodes) -> _Pair:
     for name in ("task", "temperature", "starts", "max_env_steps"):
         _refuse_difference(name, getattr(a.attrs, name), getattr(b.attrs, name), a, b)
     _refuse_difference("sim.assets", _assets(a), _assets(b), a, b)
+    for name in WORLD:
+        _refuse_difference(f"sim.{name}", a.attrs.params["sim"].get(name), b.attrs.params["sim"].get(name), a, b)
     sampled = a.attrs.temperature > 0
     if sampled:
         _refuse_difference("seed", a.attrs.seed, b.attrs.seed, a, b)
@@ -149,6 +156,7 @@ def _pair(a: Episodes, b: Episodes) -> _Pair:
                 f"{a.path} and {b.path} do not pair: {len(missing)} start states of one are not in {lacking.path}, "
                 f"{missing[0][0]} first; evaluate both with the same --episodes, --starts and --seed"
             )
+    _refuse_other_starts(a, b)
     counted: Outcomes = {}
     for key, outcome in of_a.items():
         other = of_b[key]
@@ -157,6 +165,21 @@ def _pair(a: Episodes, b: Episodes) -> _Pair:
     if not counted:
         raise MismatchError(f"{a.path} and {b.path} have no pair of episodes in which the simulator did not crash")
     return _Pair(a, b, counted, len(of_a) - len(counted))
+
+
+def _refuse_other_starts(a: Episodes, b: Episodes) -> None:
+    """Raises MismatchError where a start state of one name is not the same state, to the last bit, in both."""
+    states = []
+    for episodes in (a, b):
+        crashed = episodes["crashed"][:].tolist()
+        rows = zip(episodes.starts, episodes["initial_state"][:], crashed, strict=True)
+        states.append({str(start): state for start, state, lost in rows if not lost})
+    for start in states[0]:
+        if start in states[1] and not np.array_equal(states[0][start], states[1][start]):
+            raise MismatchError(
+                f"{a.path} and {b.path} do not pair: {start} is not the same state in both; evaluate both with one version and "
+                "the same params of sim"
+            )
 
 
 def _refuse_difference(name: str, of_a: object, of_b: object, a: Episodes, b: Episodes, cannot: str = "pair") -> None:

@@ -76,7 +76,7 @@ def gather_decisions(pairs: Sequence[tuple[Group, Advantages]], token_ids: range
     algo = used[0][1].attrs.algo
     taken = [advantages.mask for _, advantages in used]
     chosen = [
-        mask if needs_all_decisions(algo) else mask & (advantages.advantage != 0)
+        mask if needs_all_decisions(algo) or _keeps_all(advantages) else mask & (advantages.advantage != 0)
         for mask, (_, advantages) in zip(taken, used, strict=True)
     ]
     left = sum(int(mask.sum()) for mask in chosen)
@@ -116,6 +116,11 @@ def gather_decisions(pairs: Sequence[tuple[Group, Advantages]], token_ids: range
         temperature=first.attrs.temperature,
         hold_success=bool(used[0][1].attrs.params["advantage"]["hold_success"]),
     )
+
+
+def _keeps_all(advantages: Advantages) -> bool:
+    """Whether decisions without advantage stay for their KL, as eq. 9 has it for every t: advantage.zero_variance = keep."""
+    return bool(advantages.attrs.params["advantage"].get("zero_variance") == "keep")
 
 
 def _refuse_misfit(group: Group, first: Group) -> None:

@@ -26,7 +26,7 @@ from stages.params import UpdateParams
 from stages.policy.critic import Critic
 from stages.policy.memory import batch_cost, free_bytes
 from stages.preferences import Preferences
-from stages.recipe import recipe_of, remarks
+from stages.recipe import learning_rate, recipe_of, remarks
 from stages.reporting import Reporter, Silent
 from stages.sim.memory import available_bytes
 from stages.tally import Tally
@@ -73,7 +73,7 @@ class Learner:
         self._named = policy.trainable_parameters()
         self._optimizer = torch.optim.AdamW(
             [parameter for _, parameter in self._named],
-            lr=params.lr,
+            lr=learning_rate(params),
             weight_decay=params.weight_decay,
             betas=(0.9, 0.999),
         )

@@ -23,6 +23,8 @@ def cells(
         "ratio 5%": (row["ratio_p05"], ".2f"),
         "ratio 95%": (row["ratio_p95"], ".2f"),
         "gradient": (row["grad_norm"], ".2f"),
+        "ratio 50%": (row["ratio_p50"], ".2f"),
+        "no variance": (row["zero_variance"], ".0%"),
     }
     return {
         "iteration": f"{k}/{last}",
@@ -30,6 +32,7 @@ def cells(
         "validation": f"{validation['successes']}/{validation['episodes']}" if validation else "",
         "groups": f"{row['groups_used']:.0f}/{row['groups']:.0f}",
         "seconds": f"{line['seconds']:.1f}",
+        "sample+weigh+update": "+".join(f"{line[f'seconds_{part}']:.1f}" for part in ("sample", "weigh", "update")),
         "steps/s": f"{line['env_steps_per_s']:.0f}",
         **{name: format(value, spec) if math.isfinite(value) else "" for name, (value, spec) in numbers.items()},
     }

@@ -16,8 +16,8 @@ from stages.errors import ParamsError
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -172,6 +172,9 @@ class AdvantageParams(Section):
     group_by: Literal["step", "milestone"]  # what S compares: rewards of one time step, or of one milestone
     hold_success: bool  # a trajectory that ended in success keeps its last reward until the group's end
     min_return_std: NonNegativeFloat  # groups whose returns deviate less get zero advantage and are left out
+    zero_variance: Literal[
+        "drop", "keep"
+    ]  # what teaches nothing (equal returns, zero advantages): whole, or its KL stays
 
     @model_validator(mode="after")
     def _weighs_something(self) -> "AdvantageParams":
@@ -192,11 +195,19 @@ class AdvantageParams(Section):
 class PPOParams(Section):
     """What only PPO has: a critic on the policy's features (arXiv:1707.06347) and GAE (arXiv:1506.02438)."""
 
+    clip: NonNegativeFloat  # of its ratio, in place of update.clip, which may be 0 for eq. 9
+    lr: PositiveFloat | None  # null: update.lr
     gae_lambda: Fraction
     value_lr: PositiveFloat
     value_clip: (
         NonNegativeFloat  # how far a value may move from the one it had before the update; 0: as far as it likes
     )
+
+
+class GRPOParams(Section):
+    """What only GRPO has (arXiv:2402.03300)."""
+
+    clip: NonNegativeFloat  # of its ratio, in place of update.clip, which may be 0 for eq. 9
 
 
 class GrapeParams(Section):
@@ -215,6 +226,7 @@ class UpdateParams(Section):
     max_off_policy_kl: NonNegativeFloat  # nats a token from the sampling policy; 0: only the checkpoint that sampled
     gamma: Fraction  # discount of returns, of ppo and reinforce
     ppo: PPOParams
+    grpo: GRPOParams
     grape: GrapeParams
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
@@ -224,7 +236,7 @@ class UpdateParams(Section):
     memory_gb: (
         PositiveFloat | None
     )  # GiB that a pass may take besides the weights; null: nine tenths of the free memory
-    clip: NonNegativeFloat  # 0 is the unclipped ratio of eq. 9
+    clip: NonNegativeFloat  # of tgrpo and its ablations; 0 is the unclipped ratio of eq. 9
     ratio: Literal["token", "action"]
     beta: NonNegativeFloat  # weight of the KL to the reference policy
     kl: Literal["k1", "k3", "exact"]
@@ -336,6 +348,7 @@ def load_params(path: Path, overrides: list[str] | None = None) -> Params:
         raise ParamsError(f"{path} holds no mapping of sections; see the params.yaml that the project ships")
     for override in overrides or []:
         _apply_override(data, override)
+    _let_given_weights_count(data, overrides or [])
     try:
         return Params.model_validate(data)
     except ValidationError as error:
@@ -356,6 +369,15 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         node[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ParamsError(f"--set {override}: {value!r} is not valid YAML ({_one_line(error)}); quote it") from None
+
+
+def _let_given_weights_count(data: dict[str, Any], overrides: list[str]) -> None:
+    """Weights that were asked for by hand come before those that the file has for single tasks."""
+    given = {override.partition("=")[0] for override in overrides}
+    if given & {"advantage.a1", "advantage.a2"} and "advantage.per_task" not in given:
+        advantage = data.get("advantage")
+        if isinstance(advantage, dict) and "per_task" in advantage:
+            advantage["per_task"] = {}
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -4,9 +4,9 @@
 | --- | --- | --- |
 | tgrpo | arXiv:2506.08440, eq. 8 and 9 | a1 S + a2 T |
 | tgrpo_no_s, tgrpo_no_t | its ablations | T alone, S alone |
-| grpo | DeepSeekMath, arXiv:2402.03300, eq. 3 | eq. 5 of the 0/1 outcome, the same for all decisions of a trajectory |
+| grpo | DeepSeekMath, arXiv:2402.03300, eq. 3 | eq. 5 of the 0/1 outcome, the same for all decisions; its own clip |
 | reinforce | Williams 1992 | the standardised discounted reward to go; `log_prob`, one pass whatever `update.epochs` says |
-| ppo | arXiv:1707.06347 | GAE from a critic, see `actor_critic`; the clip is `update.clip` |
+| ppo | arXiv:1707.06347 | GAE from a critic, see `actor_critic`; its clip and learning rate are its own, `update.ppo` |
 | grape | arXiv:2411.19309 | the pull of ranked pairs at a whole trajectory, see `preferences` |
 | sft | behaviour cloning | 1 on the decisions of trajectories that succeeded: cross-entropy on their tokens |
 
@@ -18,9 +18,11 @@ has the reference in it, and `sft`, which has none.
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.params import Algo, UpdateParams
+from stages.errors import ParamsError
+from stages.params import Algo, Params, UpdateParams
 
 BY_TRAJECTORY = ("tgrpo", "tgrpo_no_s", "tgrpo_no_t", "grpo")  # averaged within a trajectory first
+COMPARES_NOTHING: tuple[Algo, ...] = ("ppo", "sft")  # baseline by a critic, or none
 WHOLE_TRAJECTORIES = ("ppo", "grape")  # need every decision, also one whose advantage is zero
 
 
@@ -48,8 +50,36 @@ def recipe_of(params: UpdateParams) -> Recipe:
     if p.algo == "reinforce":
         return Recipe("log_prob", p.ratio, 0.0, p.beta, 1, p.schedule)
     if p.algo == "ppo":
-        return Recipe("ratio", p.ratio, p.clip, p.beta, p.epochs, p.schedule)
-    return Recipe(p.objective, p.ratio, p.clip if p.objective == "ratio" else 0.0, p.beta, p.epochs, p.schedule)
+        return Recipe("ratio", p.ratio, p.ppo.clip, p.beta, p.epochs, p.schedule)
+    clip = p.grpo.clip if p.algo == "grpo" else p.clip
+    return Recipe(p.objective, p.ratio, clip if p.objective == "ratio" else 0.0, p.beta, p.epochs, p.schedule)
+
+
+def learning_rate(params: UpdateParams) -> float:
+    """Of the policy's weights."""
+    return params.ppo.lr if params.algo == "ppo" and params.ppo.lr is not None else params.lr
+
+
+def refuse_unusable(params: Params) -> None:
+    """Raises ParamsError for what a run of `tgrpo train` would stumble over only after it has sampled and evaluated."""
+    algo, p = params.update.algo, params.rollout
+    if p.envs < 2 and algo not in COMPARES_NOTHING:
+        raise ParamsError(
+            f"rollout.envs = {p.envs}, and {algo} compares the trajectories of a group; set rollout.envs=4"
+        )
+    if p.temperature == 0:
+        raise ParamsError(
+            "rollout.temperature = 0 acts greedily, which no ratio of probabilities can learn from; set rollout.temperature=1"
+        )
+    if algo == "ppo" and params.update.gamma == 1 and params.advantage.hold_success:
+        raise ParamsError(
+            "update.gamma = 1 gives a held success no end to its value; set update.gamma=0.99 or advantage.hold_success=false"
+        )
+    if params.policy.lora.dropout:
+        raise ParamsError(
+            f"policy.lora.dropout = {params.policy.lora.dropout:g}, and the ratio of eq. 4 would compare two masks rather than "
+            "two policies; set it to 0"
+        )
 
 
 def remarks(params: UpdateParams) -> list[str]:

@@ -25,6 +25,7 @@ from stages.history import HISTORY, read_history, write_history
 from stages.lineage import refuse_trained_on
 from stages.live import cells, cost
 from stages.params import Params
+from stages.recipe import refuse_unusable
 from stages.reporting import Reporter, Silent
 from stages.reward_files import load_reward
 from stages.rewards.scorer import Scorer
@@ -67,10 +68,12 @@ def train(
         ArtifactError: `out` holds a run and `resume` is false, or one of its artifacts is broken.
         MismatchError: `out` holds a run with other params or another start, or `checkpoint` was trained on states that it
             would be validated or evaluated on.
+        ParamsError: params that no update can learn with.
         TgrpoError: `train.wandb` names a project and the package is not installed.
     """
     reporter = reporter or Silent()
     require_trackers(params)
+    refuse_unusable(params)
     params, checkpoint = open_checkpoint(params, checkpoint)
     for starts, n in ((params.eval.starts, params.eval.episodes), ("validation", params.train.validation.episodes)):
         refuse_trained_on(checkpoint, read_checkpoint(checkpoint), start_states(starts, n, params.seed))

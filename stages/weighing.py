@@ -23,11 +23,11 @@ from stages.algo.auto_weights import auto_weights
 from stages.algo.milestones import milestone_advantage
 from stages.algo.reinforce import reinforce_advantage, reward_to_go
 from stages.errors import ArtifactError, MismatchError
-from stages.params import AdvantageParams, Algo, UpdateParams
+from stages.params import AdvantageParams, UpdateParams
+from stages.recipe import COMPARES_NOTHING
 from stages.store.groups import Group
 
 FIXED_WEIGHTS = {"tgrpo_no_t": (1.0, 0.0), "tgrpo_no_s": (0.0, 1.0)}  # a1, a2 of the paper's ablation (section 4.3)
-COMPARES_NOTHING: tuple[Algo, ...] = ("ppo", "sft")  # baseline by a critic, or none
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,13 @@ def weigh(group: Group, advantage: AdvantageParams, update: UpdateParams) -> Wei
         success=ended_in_success(taken, success),
         mask=taken,
     )
+    keep = advantage.zero_variance == "keep"
     if algo == "ppo":
         return plain
     if algo == "sft":
         return _imitated(plain)
     if algo == "grpo":
-        return _by_outcome(plain)
+        return _by_outcome(plain, keep)
     if algo == "grape":
         weighed = plain
     elif algo == "reinforce":
@@ -84,7 +85,7 @@ def weigh(group: Group, advantage: AdvantageParams, update: UpdateParams) -> Wei
         milestone = group["milestone"][:] if advantage.group_by == "milestone" else None
         weights = None if advantage.weights == "auto" else advantage.weights_of(group.attrs.task)
         weighed = _fused(plain, reward, milestone, FIXED_WEIGHTS.get(algo, weights))
-    return _without_equal_returns(weighed, reward, advantage.min_return_std, ranks=algo == "grape")
+    return _without_equal_returns(weighed, reward, advantage.min_return_std, keep, ranks=algo == "grape")
 
 
 def _fused(
@@ -102,7 +103,7 @@ def _fused(
     return replace(plain, step=step, trajectory=trajectory, advantage=fused, a1=a1, a2=a2)
 
 
-def _by_outcome(plain: Weighed) -> Weighed:
+def _by_outcome(plain: Weighed, keep: bool) -> Weighed:
     """GRPO: eq. 5 on the 0/1 outcome, the same for every decision of a trajectory."""
     outcome = plain.success.astype(np.float64)
     trajectory = group_advantage(outcome)
@@ -114,7 +115,7 @@ def _by_outcome(plain: Weighed) -> Weighed:
         a2=1.0,
     )
     how_many = "all" if outcome.all() else "none"
-    return weighed if trajectory.any() else _left_out(weighed, f"{how_many} of its trajectories succeeded")
+    return weighed if trajectory.any() or keep else _left_out(weighed, f"{how_many} of its trajectories succeeded")
 
 
 def _imitated(plain: Weighed) -> Weighed:
@@ -125,9 +126,14 @@ def _imitated(plain: Weighed) -> Weighed:
 
 
 def _without_equal_returns(
-    weighed: Weighed, reward: NDArray[np.float64], min_return_std: float, *, ranks: bool
+    weighed: Weighed, reward: NDArray[np.float64], min_return_std: float, keep: bool, *, ranks: bool
 ) -> Weighed:
-    """Leaves a group out that compares to nothing: equal returns, or closer ones than asked for, or no advantage."""
+    """Leaves a group out that compares to nothing: equal returns, or closer ones than asked for, or no advantage.
+
+    With `keep` (advantage.zero_variance) only closer returns than asked for leave it out; grape's pairs need different ones.
+    """
+    if keep and not ranks and min_return_std == 0:
+        return weighed
     deviation = return_std(weighed.returns)
     taken = reward[weighed.mask]
     if not group_advantage(weighed.returns).any():

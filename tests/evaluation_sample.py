@@ -22,7 +22,7 @@ ATTRS = EpisodesAttrs(
     repeats=1,
     max_env_steps=280,
     action_repeat=K,
-    params={"assets": {"kind": "primitive", "digest": "ab" * 32}},
+    params={"assets": {"kind": "primitive", "digest": "ab" * 32}, "sim": {"physics": "lean", "settle_steps": 10}},
 )
 
 
@@ -48,9 +48,10 @@ def write_sample(
     checkpoint: str = "cd" * 32,
     states: Sequence[InitialState] | None = None,
     whole: bool = True,
+    shift: float = 0.0,
     **attrs: Any,
 ) -> Path:
-    """Writes an evaluation of one episode for each outcome (None: crashed), repeat after repeat."""
+    """Writes an evaluation of one episode for each outcome (None: crashed), repeat after repeat; `shift` moves its starts."""
     described = replace(ATTRS, **attrs)
     n = len(outcomes)
     per_repeat = n // described.repeats
@@ -64,7 +65,7 @@ def write_sample(
         seed=list(range(n)),
         success=[outcome is True for outcome in outcomes],
         crashed=[outcome is None for outcome in outcomes],
-        initial_state=[np.full(S, float(index)) for index in range(n)],
+        initial_state=[np.full(S, float(str(start).split("/")[1]) + shift) for start in [*states] * described.repeats],
         decisions=[{} if outcome is None else decisions(2 + index, index) for index, outcome in enumerate(outcomes)],
         whole=whole,
     )

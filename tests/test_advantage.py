@@ -185,6 +185,15 @@ def test_constant_rewards_leave_the_group_out_and_say_so(tmp_path: Path, params:
     assert found.attrs.left_out == "every reward is -2" and not found.mask.any()
 
 
+@pytest.mark.parametrize("algo", ["tgrpo", "tgrpo_no_s", "tgrpo_no_t", "grpo"])
+def test_kept_on_request_a_group_without_variance_has_its_kl_alone(tmp_path: Path, params: Params, algo: str) -> None:
+    group = write(tmp_path / "g.zarr", reward=((-2.0, -2.0),) * 3, succeeded=[False] * 3)
+    found = weigh(group, params, algo, zero_variance="keep")
+    assert found.attrs.used and not found.advantage.any() and (found.mask == open_group(group)["mask"][:]).all()
+    few = weigh(group, params, algo, zero_variance="keep", min_return_std=1.0) if algo != "grpo" else None
+    assert few is None or not few.attrs.used  # asked for by name, and left out
+
+
 @pytest.mark.parametrize("algo", ALL_OF_THEM)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_reward_that_is_not_finite_is_named(tmp_path: Path, params: Params, algo: str, value: float) -> None:

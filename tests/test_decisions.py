@@ -76,6 +76,15 @@ def test_decisions_without_advantage_are_left_out_and_the_objective_stays(group:
     assert np.mean(found.weight * found.advantage) == pytest.approx(expected, rel=1e-6)
 
 
+def test_kept_on_request_decisions_without_advantage_stay_for_their_kl(group: Group) -> None:
+    weighed = weigh(group, np.zeros(group["mask"].shape))
+    keeps = {**weighed.attrs.params, "advantage": {**weighed.attrs.params["advantage"], "zero_variance": "keep"}}
+    weighed = replace(weighed, attrs=replace(weighed.attrs, params=keeps))
+    found = gather_decisions([(group, weighed)], TOKENS)
+    assert found is not None and len(found) == LENGTHS.sum() and not found.advantage.any()
+    np.testing.assert_array_equal(found.weight, np.repeat(decision_weights(LENGTHS), LENGTHS).astype(np.float32))
+
+
 def test_with_an_advantage_everywhere_the_weights_are_those_of_the_trajectories(group: Group) -> None:
     found = gather_decisions([(group, weigh(group, np.ones(group["mask"].shape)))], TOKENS)
     assert found is not None

@@ -29,6 +29,9 @@ def test_the_shipped_params_load_and_overrides_apply_in_order() -> None:
         ("rollout.envs", "expected section.key=value"),
         ("policy.lora.target_modules=*", "'*' is not valid YAML"),
         ("policy.lora.target_modules='*'", "'*' is no regular expression"),
+        ("advantage.a1=.inf", "advantage.a1 = inf"),
+        ("update.max_off_policy_kl=.inf", "update.max_off_policy_kl = inf"),
+        ("update.lr=.nan", "update.lr = nan"),
         ("loop.last=099", "loop.last is 099"),
     ],
 )
@@ -65,6 +68,13 @@ def test_a_profile_is_named_without_its_folder(monkeypatch: pytest.MonkeyPatch) 
     assert load_params(Path("openvla-7b")) == load_params(ROOT / "params" / "openvla-7b.yaml")
     with pytest.raises(ParamsError, match=r"params/openvla-8b.yaml does not exist.*profiles: cpu, openvla-7b"):
         load_params(Path("openvla-8b"))
+
+
+def test_weights_that_are_asked_for_come_before_those_of_the_task() -> None:
+    given = load_params(ROOT / "params" / "openvla-7b.yaml", ["advantage.a1=5"]).advantage
+    assert given.weights_of("libero_object/2") == (5, 0.7)
+    own = ["advantage.a1=5", "advantage.per_task={libero_object/2: {a1: 1, a2: 1}}"]
+    assert load_params(ROOT / "params" / "openvla-7b.yaml", own).advantage.weights_of("libero_object/2") == (1, 1)
 
 
 def test_a_task_may_have_weights_of_its_own() -> None:

@@ -67,6 +67,9 @@ class Cell:
         if not self.base.made:  # neither demonstrations nor sft took part
             relevant.pop("demos")
             relevant.pop("sft")
+        for algo in ("ppo", "grpo", "grape"):  # what only these have
+            if self.params.update.algo != algo:
+                relevant["update"].pop(algo)
         # All that counts of both ways to write a weight is the pair that they come to.
         relevant["advantage"] |= {"a1": 0.0, "a2": 0.0, "per_task": self.params.advantage.weights_of(self.task)}
         for dotted in _WITHOUT_EFFECT:
