@@ -168,9 +168,10 @@ def _draw(request: Request, statuses: Sequence[Status], root: Path, out: Path) -
             figures.draw_histories(statuses, variants, columns, root, out)
         case "fig5":
             shown = figures.draw_stills_of(statuses, tasks, root, out)
-            return [f"- Task {tables.task_title(task)}: no success to show." for task in tasks if task not in shown] + [
-                ""
-            ]
+            ran = {result.task for result in tables.results_of(statuses)}
+            lacking = [task for task in tasks if task not in shown]
+            why = {task: "no success to show" if task in ran else tables.NOT_RUN for task in lacking}
+            return [*(f"- Task {tables.task_title(task)}: {why[task]}." for task in lacking), ""]
         case "fig6":
             figures.draw_pairs(statuses, variants, tasks, out)
         case "fig7":

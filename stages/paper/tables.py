@@ -265,14 +265,16 @@ def runs_table(statuses: Sequence[Status]) -> list[str]:
 
 
 def missing(statuses: Sequence[Status]) -> list[str]:
-    """What was asked for and has no result, and why."""
-    lines = []
+    """What was asked for and has no result, and why; the seeds of a method on a task in one line."""
+    seeds: dict[tuple[str, str, str], list[int]] = {}
     for status in statuses:
         if status.result is None:
             why = f"failed: {status.failure}" if status.failure else NOT_RUN
-            lines.append(
-                f"- {status.variant.title}, task {task_title(status.cell.task)}, seed {status.cell.seed}: {why}"
-            )
+            seeds.setdefault((status.variant.title, status.cell.task, why), []).append(status.cell.seed)
+    lines = [
+        f"- {title}, task {task_title(task)}, {'seeds' if len(found) > 1 else 'seed'} {', '.join(map(str, found))}: {why}"
+        for (title, task, why), found in seeds.items()
+    ]
     return ["## Asked for and not run", "", *lines, ""] if lines else []
 
 
