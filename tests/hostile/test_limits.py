@@ -14,7 +14,7 @@ VECTORISED = "import numpy as np\nVECTORISED = True\ndef compute_reward(state, i
 # name, source, line, words
 ATTACKS = [
     ("nested loops", body("for i in range(1000):", "  for j in range(1000):", "    for k in range(1000):", "      x = k"), (5, 6, 7, 8), "of CPU time for 5 moments"),
-    ("list that grows in its loop", body("a = [1]", "for x in a:", "    a.append(x)"), (6, 7), "of CPU time|of memory"),
+    ("list that grows in its loop", body("a = [1]", "b = a", "for x in a:", "    b.append(x)"), (7, 8), "of CPU time|of memory"),
     ("comprehension", body("x = sum(k for i in range(999) for j in range(999) for k in range(999))"), (5,), "of CPU time"),
     ("large numbers", body("x = 3", "for i in range(1000):", "    x = x * x"), (7,), "of CPU time"),
     ("large matrix", body("x = np.ones((900, 900))", "for i in range(1000):", "    y = x @ x"), (7,), "of CPU time"),

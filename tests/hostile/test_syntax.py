@@ -114,6 +114,12 @@ ATTACKS = [
     ("long text", "#" * 100_001, 1, "100001 characters long"),
     ("null byte", body("x = '\0'"), 5, "no valid Python"),
     ("half a surrogate pair", body("x = '\ud800'"), 5, "no valid Python"),
+    (
+        "list that grows in its loop",
+        body("a = [1]", "for x in a:", "    a.append(x)"),
+        7,
+        "a loop over 'a' that makes it longer",
+    ),
     # What would keep the parent busy, or break what it prints
     (
         "names to be compared for hours",

@@ -57,6 +57,7 @@ class Rules(ast.NodeVisitor):
         self._labels = {id(node) for node in ast.walk(labels)} if labels else set()
         self._scopes: list[set[str]] = []  # names bound by the functions around
         self._loops = 0
+        self._gone_through: list[str | None] = []  # variables that the loops around go through
 
     def generic_visit(self, node: ast.AST) -> None:
         if not isinstance(node, _PLAIN):
@@ -107,7 +108,11 @@ class Rules(ast.NodeVisitor):
     def visit_For(self, node: ast.For) -> None:
         self._target(node.target)
         self._loop(node, [node.iter])
-        for statement in (*node.body, *node.orelse):
+        self._gone_through.append(_root(node.iter))
+        for statement in node.body:
+            self.visit(statement)
+        self._gone_through.pop()
+        for statement in node.orelse:
             self.visit(statement)
         self._loops -= 1
 
@@ -287,6 +292,8 @@ class Rules(ast.NodeVisitor):
         root_name = _root(func.value)
         if func.attr in allowed.MUTATING_METHODS and root_name is not None:
             self._may_change(func, root_name)
+            if root_name in self._gone_through:
+                raise refuse(func, f"a loop over {root_name!r} that makes it longer", "append to another list")
         if func.attr in ("astype", "sum", "mean", "cumsum", "prod", "std", "var"):
             self._words(node, f".{func.attr}", everything=False)
         self._keywords(node, allowed.NUMPY_KEYWORDS, f".{func.attr}")
