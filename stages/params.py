@@ -172,9 +172,7 @@ class AdvantageParams(Section):
     group_by: Literal["step", "milestone"]  # what S compares: rewards of one time step, or of one milestone
     hold_success: bool  # a trajectory that ended in success keeps its last reward until the group's end
     min_return_std: NonNegativeFloat  # groups whose returns deviate less get zero advantage and are left out
-    zero_variance: Literal[
-        "drop", "keep"
-    ]  # what teaches nothing (equal returns, zero advantages): whole, or its KL stays
+    zero_variance: Literal["drop", "keep"]  # equal returns, advantages of zero: leave them out, or keep their KL
 
     @model_validator(mode="after")
     def _weighs_something(self) -> "AdvantageParams":
