@@ -2,13 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from stages.gen_reward import built_in
+from stages.gen_reward import _Telling, built_in
 from stages.params import Params
+from stages.reporting import Advance, Silent
 from tests.conftest import Run
 from tests.rewards.llm.loopback import GOOD_REPLY, Loopback, say
 
@@ -97,6 +99,36 @@ def test_options_that_mean_nothing_together(tgrpo: Callable[..., Run], args: tup
     run = tgrpo("gen-reward", *args)
     assert run.code == 2 and says in run.err
     assert len(run.err.strip().splitlines()) == 1
+
+
+class Told(Silent):
+    """Takes down what is reported."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Advance]:
+        done: list[int] = []
+        yield lambda steps, note: done.append(steps)
+        self.lines.append(f"{label} {sum(done)}/{total}")
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_each_reply_has_a_bar_of_its_own_and_retries_are_told() -> None:
+    told = Told()
+    telling = _Telling(told, 1000)
+    telling(10, "writing")
+    telling(0, "the connection was lost, asking again")
+    for tokens in (40, 90, 1200):
+        telling(tokens, "writing")
+    telling.end()
+    telling(30, "writing")
+    telling.end()
+    telling.end()
+    assert told.lines == ["reply 10/1000", "the connection was lost, asking again", "reply 1000/1000", "reply 30/1000"]
 
 
 @pytest.mark.slow
