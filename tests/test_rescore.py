@@ -138,7 +138,7 @@ def test_a_failure_names_trajectory_decision_and_step(group: Path, tmp_path: Pat
 
 def test_a_name_that_the_state_does_not_have_is_answered_with_those_it_has(group: Path, tmp_path: Path) -> None:
     source = "def compute_reward(state, info):\n    return state.objects['nope_1'].lift\n"
-    with pytest.raises(RewardError, match=r"KeyError: 'nope_1'; there are objects .*butter_1"):
+    with pytest.raises(RewardError, match=r"KeyError: 'nope_1'; mend it; the state has objects .*butter_1"):
         list(rescore([describe(group)], program(tmp_path, source), tmp_path / "new.zarr"))
 
 

@@ -255,12 +255,14 @@ class RewardProcess:
         self._explain(Babbled(None), n)
 
     def _remedy(self, what: str) -> str:
-        """Of an exception; for a name that the state does not have, those that it has."""
+        """Of an exception; for a key that may be meant for the state, with the names that it has."""
         c = self._context
         names = [*c.object_names, *c.joint_names, *c.place_names]
         if re.fullmatch(r"KeyError: '\w+'", what) and what[len("KeyError: '") : -1] not in names:
             kinds = {"objects": c.object_names, "joints": c.joint_names, "places": c.place_names}
-            return "there are " + ", ".join(f"{kind} {' '.join(known) or '(none)'}" for kind, known in kinds.items())
+            return "mend it; the state has " + ", ".join(
+                f"{kind} {' '.join(known) or '(none)'}" for kind, known in kinds.items()
+            )
         return "mend it, or test for the case before"
 
     def _check_purity(self, moments: Moments, first: Scored) -> None:
