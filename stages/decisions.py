@@ -124,7 +124,9 @@ def _keeps_all(advantages: Advantages) -> bool:
 
 
 def _refuse_misfit(group: Group, first: Group) -> None:
-    for name in ("instruction", "temperature"):
+    if group.attrs.image_size == 0:
+        raise MismatchError(f"{group.path} holds no images (probes keep none); update on groups of `tgrpo rollout`")
+    for name in ("instruction", "temperature", "image_size"):
         found, expected = getattr(group.attrs, name), getattr(first.attrs, name)
         if found != expected:
             raise MismatchError(

@@ -73,9 +73,10 @@ def _group(path: Path, picture: Path | None) -> Iterator[str]:
     if not group.complete:
         yield f"incomplete: the simulator failed after {group.decisions} decisions; for looking at, not for training"
     yield f"task    {a.task}: {a.instruction}, from {a.initial_state}"
+    images = f"images {a.image_size}x{a.image_size}" if a.image_size else "no images"
     yield (
         f"sampled at temperature {a.temperature:g}, stop {a.stop}, {a.action_repeat} environment steps a decision, "
-        f"images {a.image_size}x{a.image_size}, seed {a.seed}, iteration {a.iteration if a.iteration else '-'}"
+        f"{images}, seed {a.seed}, iteration {a.iteration if a.iteration else '-'}"
     )
     for name, recorded in a.inputs.items():
         yield f"{name:<11}{resolve_reference(recorded, path)} ({recorded['digest'][:12]})"

@@ -34,6 +34,7 @@ STARTS = 2  # initial states
 _SPARE = 4  # that may be tried besides, where the expert misses the goal
 POLICY_EPISODES = 4  # for each start, of the checkpoint
 POLICY = "policy"
+_NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
 _UNREWARDED = "def compute_reward(state, info):\n    return 0.0\n"
 _SCRIPTS = (
     "probe_scripts",
@@ -88,7 +89,8 @@ def record_probes(
 
     All trajectories of a group start alike, and `labels` say what they are. One decision lasts `sim.action_repeat` environment
     steps, so rewards are read when those of a rollout are. A script may act anew at each step of a decision; `action` is then
-    their mean. A trajectory ends with success or after `rollout.max_env_steps`.
+    their mean. A trajectory ends with success or after `rollout.max_env_steps`. No images are kept: rewards read the state, and
+    drawing would cost more than all physics; `tgrpo replay --render` draws them from the states.
 
     Args:
         out: a folder; it appears when all is recorded.
@@ -182,7 +184,7 @@ def step_limit(params: Params, task: Task) -> int:
 class Actor(Protocol):
     """What acts in one trajectory."""
 
-    def decide(self, image: NDArray[np.uint8], proprio: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    def decide(self, env: "LiberoEnv") -> dict[str, NDArray[Any]]:
         """Looks, at the beginning of a decision; what a policy leaves behind: token, log_prob and entropy (7,)."""
 
     def act(self) -> NDArray[np.float64]:
@@ -196,7 +198,7 @@ class Scripted:
         self._steps = steps
         self._still = np.array([0.0] * (ACTION_DIM - 1) + [-1.0])
 
-    def decide(self, image: NDArray[np.uint8], proprio: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    def decide(self, env: "LiberoEnv") -> dict[str, NDArray[Any]]:
         return {"token": np.zeros(ACTION_DIM, np.int32)} | dict.fromkeys(
             ("log_prob", "entropy"), np.zeros(ACTION_DIM, np.float32)
         )
@@ -216,8 +218,9 @@ class Sampled:
         self._policy, self._language = policy, language
         self._generator = torch.Generator().manual_seed(seed)
 
-    def decide(self, image: NDArray[np.uint8], proprio: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        acted = self._policy.act(np.ascontiguousarray(image[None]), proprio[None], self._language, 1.0, self._generator)
+    def decide(self, env: "LiberoEnv") -> dict[str, NDArray[Any]]:
+        image, proprio = np.ascontiguousarray(env.render()[None]), env.proprio()[None]
+        acted = self._policy.act(image, proprio, self._language, 1.0, self._generator)
         self._action = np.asarray(acted.action[0], np.float64)
         return {"token": acted.tokens[0], "log_prob": acted.log_prob[0], "entropy": acted.entropy[0]}
 
@@ -294,7 +297,7 @@ class Recording:
             initial_state=str(self.start),
             labels=tuple(trajectory.label for trajectory in self.trajectories),
             action_repeat=self._params.sim.action_repeat,
-            image_size=self._params.sim.image_size,
+            image_size=len(_NO_IMAGE),
             temperature=1.0 if inputs else 0.0,
             stop="each",
             max_env_steps=self._limit,
@@ -334,8 +337,7 @@ class Recording:
         trajectory = Trajectory(label, kind)
         steps = 0
         while not trajectory.success and steps < self._limit:
-            image, proprio = env.render(), env.proprio()
-            decided = actor.decide(image, proprio)
+            proprio, decided = env.proprio(), actor.decide(env)
             actions: list[NDArray[np.float64]] = []
             states: list[NDArray[np.float64]] = []
             while not trajectory.success and len(actions) < repeat:
@@ -348,7 +350,7 @@ class Recording:
             trajectory.decisions.append(
                 {
                     "scene": env.scene(),
-                    "image": image.copy(),
+                    "image": _NO_IMAGE,
                     "proprio": proprio,
                     "action_token": decided["token"],
                     "action": action,

@@ -144,12 +144,17 @@ def replay(
     Raises:
         MismatchError: a value differs, or the assets are others than those of the group.
         ArtifactError: no group.
-        UsageError: no such trajectory.
+        UsageError: no such trajectory, or a group of scripted probes.
     """
     reporter = reporter or Silent()
     with closing(_Environments(params.sim)) as environments:
         for handle in groups:
             group = open_group(handle.path, incomplete=True)
+            if group.attrs.labels:
+                raise UsageError(
+                    f"{group.path} holds scripted probes, whose actions change within a decision: they cannot be run again, "
+                    "but shown, with --render FILM.mp4"
+                )
             chosen = _pick(group, trajectory)
             env = environments.of(group)
             versions = _other_versions(group)

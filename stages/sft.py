@@ -111,7 +111,7 @@ def sft(
 
     Raises:
         UsageError: no demonstrations.
-        MismatchError: groups of several tasks, image sizes or action repeats.
+        MismatchError: groups of several tasks, image sizes or action repeats, or without images.
     """
     if not demonstrations:
         raise UsageError("no demonstrations; record some with `tgrpo demos`")
@@ -125,6 +125,8 @@ def sft(
                 raise MismatchError(
                     f"{path} has {key} {getattr(group.attrs, key)}, but {demonstrations[0]} has {getattr(first, key)}"
                 )
+    if first.image_size == 0:
+        raise MismatchError(f"{demonstrations[0]} holds no images (probes keep none); clone groups of `tgrpo demos`")
 
     def column(name: str) -> NDArray[Any]:
         return np.concatenate([group[name][:][group["mask"][:]] for group in groups])

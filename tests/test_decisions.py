@@ -159,3 +159,9 @@ def test_a_greedy_group_is_refused(group: Group) -> None:
     greedy = with_attrs(group, temperature=0.0)
     with pytest.raises(MismatchError, match="sampled greedily"):
         gather_decisions([(greedy, weigh(group, np.ones(group["mask"].shape)))], TOKENS)
+
+
+def test_groups_without_images_are_refused(group: Group) -> None:
+    blind = with_attrs(group, image_size=0)
+    with pytest.raises(MismatchError, match="holds no images"):
+        gather_decisions([(blind, weigh(blind, np.ones(group["mask"].shape)))], TOKENS)

@@ -5,8 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.errors import ArtifactError
+from stages.describe import describe
+from stages.errors import ArtifactError, MismatchError, UsageError
+from stages.inspect import inspect
 from stages.probes import probe_groups
+from stages.replay import film, replay
+from stages.sft import sft
 from stages.store.artifacts import digest_of
 from stages.store.groups import Group, open_group
 from stages.store.provenance import read_manifest
@@ -44,7 +48,7 @@ def test_a_recording_is_an_artifact_of_ordinary_groups(group: Group) -> None:
     assert group.trajectories == len(group.attrs.labels) == 20
     assert (group.attrs.action_repeat, group.attrs.max_env_steps) == (sample_params().sim.action_repeat, STEPS)
     assert not group["reward"][:].any()
-    assert group["image"][:][group["mask"][:]].std(axis=(1, 2)).min() > 1  # no empty picture
+    assert group.attrs.image_size == group["image"].size == 0  # rewards do not look
 
 
 def test_what_is_expected_to_succeed_or_fail_does(group: Group) -> None:
@@ -99,6 +103,21 @@ def test_disturbed_experts_differ_from_the_moment_on(group: Group) -> None:
     third = 2 * len(expert) // 3 - 1
     np.testing.assert_array_equal(late[:third], expert[:third])
     assert not np.array_equal(late[third + 1], expert[third + 1])
+
+
+def test_probes_are_shown_from_their_states_alone(group: Group, tmp_path: Path) -> None:
+    handle, params = describe(group.path), sample_params()
+    film(params, handle, tmp_path / "film.mp4", trajectory=0, size=16, camera=None)
+    assert (tmp_path / "film.mp4").stat().st_size > 1000
+    with pytest.raises(UsageError, match="cannot be run again"):
+        list(replay(params, [handle]))
+    assert any("no images" in line for line in inspect(group.path, tmp_path / "picture.png", None, sample_params))
+
+
+def test_cloning_probes_is_refused(group: Group, tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match="holds no images"):
+        sft(sample_params(), [group.path], tmp_path / "clone")
+    assert not (tmp_path / "clone").exists()
 
 
 def test_recording_over_something_is_refused(tmp_path: Path) -> None:

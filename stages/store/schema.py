@@ -153,7 +153,7 @@ class GroupAttrs:
     initial_state: Annotated[str, "where all trajectories start: `sampled/SEED` or `official/INDEX`"]
     labels: Annotated[tuple[str, ...], "names of the trajectories, where they have been given some; empty for rollouts"]
     action_repeat: Annotated[int, "K, environment steps for which a decision is held"]
-    image_size: Annotated[int, "H and W, pixels"]
+    image_size: Annotated[int, "H and W, pixels; 0 where no images are kept"]
     temperature: Annotated[float, "of sampling; 0 is greedy"]
     stop: Annotated[str, "`first`: the first success ends all trajectories; `each`: each runs to its own end"]
     max_env_steps: Annotated[int, "environment steps after which a trajectory without success ends"]
