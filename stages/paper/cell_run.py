@@ -19,10 +19,13 @@ from stages.paper.results import (
     successes,
     write_result,
 )
+from stages.paper.starts import keep_start, lend_start
 from stages.params import Params
 from stages.reporting import Reporter
+from stages.run_folder import Run
 from stages.store.provenance import package_versions, read_manifest
 from stages.telemetry import TELEMETRY, read_telemetry
+from stages.workspace import open_checkpoint
 
 
 def describe_cell(cell: Cell) -> str:
@@ -54,7 +57,8 @@ def run_cell(cell: Cell, root: Path, out: Path, reporter: Reporter) -> Result:
     """Trains and evaluates where that is not on disk yet, and writes the result into the new folder `out`.
 
     Args:
-        root: `runs/` in it holds the run's folder, from which a cell that was cut off goes on.
+        root: `runs/` in it holds the run's folder, from which a cell that was cut off goes on, and `starts/` what other cells
+            found out about the same start.
 
     Raises:
         TgrpoError: the base cannot be made, or the run cannot start or fails.
@@ -62,8 +66,12 @@ def run_cell(cell: Cell, root: Path, out: Path, reporter: Reporter) -> Result:
     from stages.train import train
 
     run = root / "runs" / cell.name
-    checkpoint = ensure_base(cell.base, reporter)
+    params, checkpoint = open_checkpoint(cell.params, ensure_base(cell.base, reporter))
+    claimed = Run(params, checkpoint, None, run)
+    claimed.claim(resume=True)
+    lend_start(cell, claimed, root)
     train(cell.params, checkpoint, None, run, reporter, resume=True)
+    keep_start(cell, claimed, root)
     out.mkdir(parents=True)
     result = _collect(cell, run)
     for name in (HISTORY, VALIDATION):
