@@ -116,11 +116,17 @@ def read_report(path: Path) -> Report:
 
 def _unscored(group: Group, kinds: dict[str, str], target: str, names: tuple[str, ...]) -> Trajectories:
     """A group's trajectories with what the checks want to know of the world, and no rewards yet."""
-    from stages.sim.probe_scripts import CUT_OFFS, DROP, EXPERT
+    from stages.sim.probe_scripts import CUT_OFFS, DROP, EXPERT, OTHER_OBJECT
 
     scenes, initial, labels = group.scene(), group.initial_scene(), group.attrs.labels
-    roles: dict[str, Role] = {EXPERT: "expert", DROP: "drop", **dict.fromkeys(CUT_OFFS, "cut off")}
+    roles: dict[str, Role] = {
+        EXPERT: "expert",
+        DROP: "drop",
+        OTHER_OBJECT: "other object",
+        **dict.fromkeys(CUT_OFFS, "cut off"),
+    }
     o = group.names.object_names.index(target) if target else None
+    lift = scenes.object_pos[..., 2] - initial.object_pos[:, 2]
     nothing = np.zeros(group["mask"].shape)
     return Trajectories(
         labels=labels,
@@ -133,7 +139,8 @@ def _unscored(group: Group, kinds: dict[str, str], target: str, names: tuple[str
         milestone=nothing.astype(np.int64),
         solved=scenes.success,
         held=scenes.grasped[..., o] if o is not None else nothing.astype(np.bool_),
-        lift=scenes.object_pos[..., o, 2] - initial.object_pos[o, 2] if o is not None else nothing,
+        lift=lift[..., o] if o is not None else nothing,
+        other_lift=np.delete(lift, o, axis=-1).max(axis=-1, initial=0.0) if o is not None else nothing,
         reach=_reach(scenes, o) if o is not None else nothing,
         horizon=-(-group.attrs.max_env_steps // group.attrs.action_repeat),
         goals=len(group.names.goals),

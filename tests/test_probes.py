@@ -45,7 +45,7 @@ def test_a_recording_is_an_artifact_of_ordinary_groups(group: Group) -> None:
     assert manifest.details["task"] == "libero_object/6"
     assert manifest.details["starts"] == [group.attrs.initial_state]
     assert manifest.details["kinds"].keys() == set(group.attrs.labels)
-    assert group.trajectories == len(group.attrs.labels) == 20
+    assert group.trajectories == len(group.attrs.labels) == 21
     assert (group.attrs.action_repeat, group.attrs.max_env_steps) == (sample_params().sim.action_repeat, STEPS)
     assert not group["reward"][:].any()
     assert group.attrs.image_size == group["image"].size == 0  # rewards do not look
@@ -82,6 +82,14 @@ def test_probes_do_what_their_labels_say(group: Group) -> None:
     for label in ("hover over the goal, open", "hover over the goal, closed fist"):
         assert np.linalg.norm((of(group, "ee_pos", label)[-1] - basket)[:2]) < 0.03
         assert not of(group, "grasped", label).any()
+    o = group.names.object_names.index("tomato_sauce_1")
+    other = of(group, "object_pos", "carry another object to the goal")[:, o]
+    assert of(group, "grasped", "carry another object to the goal")[:, o].any() and np.ptp(other[:, 2]) > 0.1
+    assert (
+        np.linalg.norm((other[-1] - basket)[:2]) < 0.06
+        and abs(lift(group, "carry another object to the goal")[-1]) < 0.01
+    )
+
     opening = {
         label: np.ptp(of(group, "gripper_qpos", f"hover over the goal, {label}")[-1])
         for label in ("open", "closed fist")
@@ -140,6 +148,6 @@ def test_recording_again_gives_the_same_bytes_and_a_policy_adds_its_episodes(
     monkeypatch.setattr("tests.probe_sample.SIZE", 96)  # that of the checkpoint
     (path,) = probe_groups(record(tmp_path / "with", embedded))
     with_policy = open_group(path)
-    assert with_policy.attrs.labels[-1] == "policy 1" and with_policy.trajectories == 21
+    assert with_policy.attrs.labels[-1] == "policy 1" and with_policy.trajectories == 22
     assert of(with_policy, "action_token", "policy 1").any() and not of(with_policy, "action_token", "expert").any()
     assert with_policy.attrs.inputs["checkpoint"]["digest"] == digest_of(embedded)

@@ -16,6 +16,8 @@ from stages.verify_reward import read_report, verify_reward, write_report
 from tests.probe_sample import recorded, sample_params
 
 TASK = "libero_object/6"
+GRASPED_TARGET = "carried = lifted & (target.grasped | above)"
+ANOTHER = '((state.objects["tomato_sauce_1"].lift > LIFT) & state.objects["tomato_sauce_1"].grasped)'
 CARRIED = "        carried & above,\n"
 
 
@@ -40,7 +42,7 @@ def test_the_built_in_program_passes(tmp_path: Path) -> None:
     assert {check.name: check.passed for check in report.checks} == dict.fromkeys(
         [
             *("runs", "deterministic", "vectorised", "fast", "bounded", "varies", "ranking", "order", "staircase"),
-            *("completion", "drop punished", "progress", "honest"),
+            *("completion", "drop punished", "right object", "progress", "honest"),
         ],
         True,
     )
@@ -63,7 +65,7 @@ FAST = "np.linalg.norm(target.lin_vel, axis=-1) > 0.05"
     [
         pytest.param(
             lambda: Reward(TASK, CONSTANT),
-            {"varies", "ranking", "order", "completion", "drop punished", "honest"},
+            {"varies", "ranking", "order", "completion", "drop punished", "right object", "honest"},
             id="constant",
         ),
         pytest.param(lambda: broken(("[16.0,", "[14.0,")), {"completion"}, id="success is not clearly the highest"),
@@ -73,13 +75,18 @@ FAST = "np.linalg.norm(target.lin_vel, axis=-1) > 0.05"
                 ("[16.0,", "[16.0, 15.0,"),
                 ("[PLACED,", "[PLACED, ABOVE_BASKET,"),
             ),
-            {"completion", "honest", "ranking"},
+            {"completion", "honest", "ranking", "right object"},
             id="hovering is rewarded",
         ),
         pytest.param(lambda: broken(("-4.0", "8.0")), {"drop punished"}, id="no drop penalty"),
         pytest.param(
+            lambda: broken((GRASPED_TARGET, f"{GRASPED_TARGET} | {ANOTHER}")),
+            {"right object"},
+            id="another object will do",
+        ),
+        pytest.param(
             lambda: broken(("return reward,", "return -reward,")),
-            {"ranking", "order", "completion", "drop punished", "progress", "honest"},
+            {"ranking", "order", "completion", "drop punished", "right object", "progress", "honest"},
             id="sign flipped",
         ),
         pytest.param(
@@ -95,7 +102,7 @@ FAST = "np.linalg.norm(target.lin_vel, axis=-1) > 0.05"
                 ("[16.0,", "[16.0, -30.0, 12.0,"),
                 ("[PLACED,", "[PLACED, LIFTED, LIFTED,"),
             ),
-            {"honest", "ranking", "order", "progress", "staircase"},
+            {"honest", "ranking", "order", "progress", "staircase", "right object"},
             id="holding still beats carrying",
         ),
         pytest.param(

@@ -13,17 +13,18 @@ from typing import Literal
 import numpy as np
 
 from stages.sim.env import LiberoEnv
-from stages.sim.expert import CLOSE, OPEN, PickPlaceExpert
+from stages.sim.expert import CLOSE, GRASPS, OPEN, PickPlaceExpert
 from stages.sim.hand import UP, Hand, Matrix, Vector
 from stages.sim.joint_goals import JointGoal, joint_goals
-from stages.sim.scripts import is_scripted, make_script
-from stages.sim.skills import Steps, go, grip
+from stages.sim.scripts import HOLDS, is_scripted, make_script
+from stages.sim.skills import Steps, go, grip, pick
 from stages.types import ACTION_DIM, Scene
 
 Kind = Literal["success_expected", "failure_expected", "either"]
 
 EXPERT = "expert"
 DROP = "drop"
+OTHER_OBJECT = "carry another object to the goal"
 CUT_OFFS = {"cut off at 25%": 0.25, "cut off at 50%": 0.50, "cut off at 75%": 0.75, "cut off at 90%": 0.90}
 """Labels of the expert's run cut short, and the part of its length that is left."""
 
@@ -32,6 +33,7 @@ _CARRIED = 0.12  # m over its start: from there objects are dropped and carried 
 _NOISE = (0.8, 0.8, 0.8, 0.2, 0.2, 0.2, 0.0)  # standard deviation of a disturbed action
 _OVER_PLACE = 0.03  # m from the place, horizontally, at which the expert that holds for ever stops
 _HOVER = 0.18  # m over the place at which an empty hand hovers
+_TALL = 0.12  # m, at most, from where an object is held to its lowest point
 _BESIDE = 0.20  # m from the place, horizontally, at which an object is put down wrongly
 _PERIOD = 32  # environment steps of a movement that repeats for ever
 _RANDOM_HOLD = 4  # environment steps for which a random action is held
@@ -73,13 +75,17 @@ def expert_steps(env: LiberoEnv) -> Steps:
     Raises:
         TaskError: no expert covers the task.
     """
-    if is_scripted(env.task) or len(env.goals) != 1 or env.goals[0][0] != "in":
+    if _needs_script(env):
         script = make_script(env)
         while True:
             yield script.act()
     expert = PickPlaceExpert(env.object_names, env.goals[0][1])
     while True:
         yield expert.act(env.scene())
+
+
+def _needs_script(env: LiberoEnv) -> bool:
+    return is_scripted(env.task) or len(env.goals) != 1 or env.goals[0][0] != "in"
 
 
 def probes(env: LiberoEnv, run: ExpertRun) -> list[Probe]:
@@ -127,6 +133,8 @@ def _object_probes(env: LiberoEnv, run: ExpertRun, name: str, where: str) -> lis
         Probe("push with a closed hand", "failure_expected", _push(start, place, grip_point)),
         Probe("jitter at the grasp distance", "failure_expected", _jitter(name, grip_point)),
     ]
+    if (other := _other_object(env)) is not None:
+        found.append(Probe(OTHER_OBJECT, "failure_expected", _carry_other(other, place)))
     if (held & (lift > LIFTED)).any():
         aside = np.linalg.norm((run.scenes.object_pos[:, o] - place)[:, :2], axis=-1)
         over = max(_OVER_PLACE, float(aside[held].min()) + 0.005)
@@ -291,6 +299,28 @@ def _put_beside(name: str, place: Vector) -> Make:
         yield from go(hand, low, orientation, CLOSE, limit=40)
         yield from grip(hand, OPEN, 8)
         yield from go(hand, hand.position + 0.10 * UP, orientation, OPEN)
+
+    return steps
+
+
+def _other_object(env: LiberoEnv) -> str | None:
+    """The first object that the expert could carry and that the goal does not name."""
+    named = {name for goal in env.goals for name in goal[1:]}
+    known = HOLDS if _needs_script(env) else GRASPS
+    return next((n for n in env.object_names if n not in named and n.rpartition("_")[0] in known), None)
+
+
+def _carry_other(name: str, place: Vector) -> Make:
+    def steps(env: LiberoEnv, rng: np.random.Generator) -> Steps:
+        if not _needs_script(env):
+            expert = PickPlaceExpert(env.object_names, name)
+            while True:
+                yield expert.act(env.scene())
+        hand = Hand(env)
+        if (yield from pick(hand, name, HOLDS[name.rpartition("_")[0]])):
+            over, orientation = place + (_HOVER + _TALL) * UP, hand.orientation
+            yield from go(hand, over, orientation, CLOSE, over=float(over[2]))
+            yield from grip(hand, OPEN, 8)
 
     return steps
 

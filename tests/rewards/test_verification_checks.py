@@ -15,6 +15,8 @@ HORIZON = 8
 EXPERT: list[float] = [-2, 4, 8, 8, 16]
 DROP: list[float] = [-2, 4, 8, -4, -4, -4, -4, -4]
 HOLD: list[float] = [-2, 4, 8, 8, 8, 8, 8, 8]
+ONE: list[float] = [1] * 8
+OTHER: list[float] = [-2, -2, 4, -2, -2, -2, -2, -2]
 CUTS: dict[float, list[float]] = {0.25: [-2] * 8, 0.5: [-2, *[4] * 7], 0.75: HOLD}
 
 
@@ -22,16 +24,18 @@ def trajectories(
     expert: Sequence[float] = EXPERT,
     drop: Sequence[float] = DROP,
     hold: Sequence[float] = HOLD,
+    other: Sequence[float] = OTHER,
     cuts: dict[float, list[float]] | None = None,
     levels: dict[float, int] | None = None,
     start: str = "sampled/1",
     **changes: Any,
 ) -> Trajectories:
-    """An expert that holds the object in decisions 2 and 3, a drop after decision 2, one that holds for ever, cut-offs."""
+    """An expert that holds the object in decisions 2 and 3, a drop after decision 2, one that holds for ever, one that carries
+    another object, cut-offs."""
     cut: dict[float, list[float]] = {**CUTS, **(cuts or {})}
-    rewards: list[Sequence[float]] = [expert, drop, hold, *cut.values()]
+    rewards: list[Sequence[float]] = [expert, drop, hold, other, *cut.values()]
     cut_off: Role = "cut off"
-    roles: tuple[Role, ...] = ("expert", "drop", "", *[cut_off] * len(cut))
+    roles: tuple[Role, ...] = ("expert", "drop", "", "other object", *[cut_off] * len(cut))
     n, longest = len(rewards), max(map(len, rewards))
     reward = np.array([[*r, *[0.0] * (longest - len(r))] for r in rewards], np.float64)
     taken = np.arange(longest) < np.array([[len(r)] for r in rewards])
@@ -41,10 +45,10 @@ def trajectories(
     held[0, 2:4] = held[1, 2] = held[2, 2:] = True
     reach = np.where(held, 0.02, 0.2)
     given: dict[str, Any] = {
-        "labels": ("expert", "drop", "hold", *(f"cut {part}" for part in cut)),
+        "labels": ("expert", "drop", "hold", "other", *(f"cut {part}" for part in cut)),
         "kinds": ("either",) * n,
         "roles": roles,
-        "parts": np.array([1.0, 1.0, 1.0, *cut]),
+        "parts": np.array([1.0, 1.0, 1.0, 1.0, *cut]),
         "starts": (start,) * n,
         "taken": taken,
         "reward": reward,
@@ -52,6 +56,7 @@ def trajectories(
         "solved": solved,
         "held": held,
         "lift": np.where(held, 0.1, 0.0),
+        "other_lift": np.array([0.1 if role == "other object" else 0.0 for role in roles])[:, None] * taken,
         "reach": reach,
         "horizon": HORIZON,
         "milestone_names": NAMES,
@@ -66,7 +71,7 @@ def failed(t: Trajectories) -> dict[str, str]:
 def test_a_staircase_passes_every_check() -> None:
     found = examine(trajectories())
     assert [(check.name, check.passed) for check in found] == [(check.name, True) for check in found]
-    assert len(found) == len(CHECKS) == 9
+    assert len(found) == len(CHECKS) == 10
 
 
 def test_returns_hold_a_success_until_the_horizon() -> None:
@@ -81,8 +86,8 @@ def test_returns_hold_a_success_until_the_horizon() -> None:
     ("changes", "name", "said"),
     [
         ({"expert": [-2, 4, 8, 8, 5000]}, "bounded", "from -4 to 5000 | 'expert' from sampled/1, decision 4"),
-        ({"expert": [1] * 5, "drop": [1] * 8, "hold": [1] * 8, "cuts": dict.fromkeys(CUTS, [1] * 8)}, "varies", "is 1 at"),
-        ({"expert": [-2, -2, -2, -2, 4]}, "ranking", "an AUC of 0.400 on 5 pairs | 'expert' from sampled/1 returns 8"),
+        ({"expert": ONE[:5], "drop": ONE, "hold": ONE, "other": ONE, "cuts": dict.fromkeys(CUTS, ONE)}, "varies", "is 1 at"),
+        ({"expert": [-2, -2, -2, -2, 4]}, "ranking", "an AUC of 0.500 on 6 pairs | 'expert' from sampled/1 returns 8"),
         ({"expert": [-2, 8, 4, 8, 16]}, "order", "far (-2), lifted (8), ready (4), placed (16) | 'expert'"),
         ({"levels": {**LEVELS, 8.0: 1, 4.0: 2}}, "order", "far (-2), lifted (4), ready (8), placed (16)"),
         ({"expert": [16] * 5}, "order", "one milestone alone: placed (16)"),
@@ -90,6 +95,7 @@ def test_returns_hold_a_success_until_the_horizon() -> None:
         ({"expert": [-2, -4, -4, -4, -1], "hold": [-4] * 8}, "completion", "success is worth -1"),
         ({"drop": [-2, 4, 8, 8, 8, 8, 8, 8]}, "drop punished", "8 while the object is held, 8 when it has fallen | 'drop'"),
         ({"drop": [-2, 4, 8, -4, 4, 4, 4, 4]}, "drop punished", "where it fell, -2 at the start and 4 when"),
+        ({"other": [-2, 4, 8, *[-2] * 5]}, "right object", "at most 8 with another object in the air, 8 when"),
         ({"cuts": {0.5: [-2] * 8, 0.25: [4] * 8}}, "progress", "32 after 25%, -16 after 50%"),
         ({"hold": [-2, 4, *[12] * 6], "expert": [-2, 4, -2, -2, 16]}, "honest", "or more | 'hold' from sampled/1 returns 74"),
     ],
@@ -141,7 +147,7 @@ def test_checks_without_what_they_need_do_not_apply() -> None:
     t = trajectories()
     lonely = trajectories(solved=np.zeros_like(t.solved), has_target=False)
     unclear = {check.name for check in examine(lonely) if check.passed is None}
-    assert unclear == {"ranking", "order", "completion", "drop punished", "progress", "honest"}
+    assert unclear == {"ranking", "order", "completion", "drop punished", "right object", "progress", "honest"}
 
 
 def test_starts_are_not_compared_with_each_other() -> None:
@@ -150,10 +156,11 @@ def test_starts_are_not_compared_with_each_other() -> None:
         expert=[-2, -2, -2, 4, 8],
         drop=[-2, 4, 8, -4, -4, -4, -4, -4],
         hold=[-4] * 8,
+        other=[-4] * 8,
         cuts=dict.fromkeys(CUTS, [-4.0] * 8),
         start="sampled/2",
     )
     both = Trajectories.join([trajectories(), poor])
-    assert both.starts == ("sampled/1",) * 6 + ("sampled/2",) * 6
-    assert both.returns[6] < both.returns[2]  # the poor success beside the rich failure
+    assert both.starts == ("sampled/1",) * 7 + ("sampled/2",) * 7
+    assert both.returns[7] < both.returns[2]  # the poor success beside the rich failure
     assert not {"ranking", "honest"} & failed(both).keys()

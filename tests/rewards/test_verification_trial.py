@@ -74,7 +74,7 @@ def report_on(**changes: object) -> Report:
 
 def test_a_report_comes_back_from_json_as_it_was() -> None:
     report = report_on()
-    assert report.passed and report.verdict == "passed: 12 checks on 6 trajectories from 1 starts"
+    assert report.passed and report.verdict == "passed: 13 checks on 7 trajectories from 1 starts"
     assert Report.from_json(json.loads(json.dumps(report.to_json())), "r.json") == report
     assert report.rows[0].rewards == ((-2.0, 1), (4.0, 1), (8.0, 2), (16.0, 1))
     assert (report.rows[0].best, report.rows[1].best, report.rows[1].last) == ("placed", "lifted", -4.0)
@@ -84,7 +84,7 @@ def test_a_report_comes_back_from_json_as_it_was() -> None:
 
 def test_findings_name_what_failed_and_hold_no_measured_time() -> None:
     report = report_on(drop=[-2, 4, 8, 8, 8, 8, 8, 8])
-    assert report.verdict == "refused: 1 of 12 checks fail: drop punished"
+    assert report.verdict == "refused: 1 of 13 checks fail: drop punished"
     said = report.findings()
     assert "drop punished: 8 while the object is held, 8 when it has fallen." in said
     assert "Required: after a drop a reward below" in said and "-2 x1, 4 x1, 8 x2, 16 x1" in said

@@ -216,6 +216,34 @@ def drop_punished(t: Trajectories) -> Check:
     return Check(name, True, found[0], required)
 
 
+def right_object(t: Trajectories) -> Check:
+    """Carrying another object is worth less than lifting the one that the task is about."""
+    name = "right object"
+    required = (
+        "while another object is carried and the right one lies, a reward below the expert's for lifting the right one"
+    )
+    if not t.has_target:
+        return Check(name, None, "no object is to be lifted", required)
+    found = []
+    for i in t.of("other object"):
+        expert = t.expert_from(t.starts[i])
+        wrong = t.taken[i] & (t.other_lift[i] > _LIFTED) & (t.lift[i] < _LIFTED) & ~t.held[i]
+        if expert is None or not wrong.any():
+            continue
+        up = t.taken[expert] & t.held[expert] & (t.lift[expert] > _LIFTED)
+        if not up.any():
+            continue
+        lifted, highest = float(t.reward[expert, np.argmax(up)]), float(t.reward[i, wrong].max())
+        told = f"at most {highest:g} with another object in the air, {lifted:g} when the right one is lifted"
+        if highest >= lifted:
+            step = int(np.flatnonzero(wrong & (t.reward[i] == highest))[0])
+            return Check(name, False, told, required, f"{t.name(i)}, decision {step}: {t.story(i)}")
+        found.append(told)
+    if not found:
+        return Check(name, None, "no recorded trajectory lifts another object", required)
+    return Check(name, True, found[0], required)
+
+
 def progress(t: Trajectories) -> Check:
     """The expert's run cut short later returns no less, on average over the starts."""
     required = "the longer the expert goes on before it stops, the higher the return (on average over the starts)"
@@ -263,6 +291,7 @@ CHECKS: tuple[Callable[[Trajectories], Check], ...] = (
     staircase,
     completion,
     drop_punished,
+    right_object,
     progress,
     honest,
 )

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Role = Literal["expert", "cut off", "drop", ""]
+Role = Literal["expert", "cut off", "drop", "other object", ""]
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,12 @@ class Trajectories:
         solved: (N, T) LIBERO's goal holds after it.
         held: (N, T) both finger pads touch the target.
         lift: (N, T) height of the target over its start, m.
+        other_lift: (N, T) height of whichever other object has risen most over its start, m.
         reach: (N, T) from the grip site to the target's origin, m.
         horizon: decisions of an episode without success.
         goals: predicates of the task's goal.
         milestone_names: by index; may be empty.
-        has_target: the goal names an object; without one `held`, `lift` and `reach` mean nothing.
+        has_target: the goal names an object; without one `held`, `lift`, `other_lift` and `reach` mean nothing.
     """
 
     labels: tuple[str, ...]
@@ -45,6 +46,7 @@ class Trajectories:
     solved: NDArray[np.bool_]
     held: NDArray[np.bool_]
     lift: NDArray[np.float64]
+    other_lift: NDArray[np.float64]
     reach: NDArray[np.float64]
     horizon: int
     goals: int = 1
