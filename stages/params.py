@@ -159,6 +159,9 @@ class RolloutParams(Section):
     stop: Literal["first", "each"]
 
 
+_TASKS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
+
+
 class AdvantageWeights(Section):
     a1: NonNegativeFloat
     a2: NonNegativeFloat
@@ -173,6 +176,18 @@ class AdvantageParams(Section):
     hold_success: bool  # a trajectory that ended in success keeps its last reward until the group's end
     min_return_std: NonNegativeFloat  # groups whose returns deviate less get zero advantage and are left out
     zero_variance: Literal["drop", "keep"]  # equal returns, advantages of zero: leave them out, or keep their KL
+
+    @field_validator("per_task")
+    @classmethod
+    def _names_tasks(cls, given: dict[str, AdvantageWeights]) -> dict[str, AdvantageWeights]:
+        """A name that no task has would leave its weights unused without a word."""
+        for name in given:
+            suite, _, index = name.partition("/")
+            if index not in map(str, range(_TASKS.get(suite, 0))):
+                raise ValueError(
+                    f"{name!r} is no task; name it by suite and index, such as libero_object/6 (suites: {', '.join(_TASKS)})"
+                )
+        return given
 
     @model_validator(mode="after")
     def _weighs_something(self) -> "AdvantageParams":

@@ -82,3 +82,9 @@ def test_a_task_may_have_weights_of_its_own() -> None:
     weights = load_params(ROOT / "params" / "openvla-7b.yaml").advantage
     assert weights.weights_of("libero_object/2") == (10, 5)
     assert weights.weights_of("libero_object/4") == weights.weights_of("libero_goal/0") == (0.3, 0.7)
+
+
+@pytest.mark.parametrize("name", ["libero_object/10", "libero_objects/6", "libero_object", "libero_object/06"])
+def test_weights_for_a_task_that_does_not_exist_are_refused(name: str) -> None:
+    with pytest.raises(ParamsError, match=f"'{name}' is no task; name it by suite and index"):
+        load_params(ROOT / "params.yaml", [f"advantage.per_task={{{name}: {{a1: 1, a2: 1}}}}"])

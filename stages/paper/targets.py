@@ -185,7 +185,11 @@ def plan(
 
     Raises:
         ParamsError: an option that params do not know.
+        UsageError: an option for what the target's methods set, or several tasks for a figure of one.
     """
+    if target.name == "fig7" and len(tasks) > 1:
+        raise UsageError(f"fig7 is a surface for one task, but {len(tasks)} are given ({', '.join(tasks)}); name one")
+    _refuse_what_is_set(target, tasks, options)
     cells = []
     for seed in seeds:
         for task in tasks:
@@ -195,3 +199,19 @@ def plan(
                 cells.append((variant, make_cell(profile, variant.name, overrides, given, task, seed, root)))
     place = {task: index for index, task in enumerate(tasks)}
     return sorted(cells, key=lambda pair: (seeds.index(pair[1].seed), pair[1].base.made, place[pair[1].task]))
+
+
+def _refuse_what_is_set(target: Target, tasks: Sequence[str], options: Sequence[str]) -> None:
+    """An option that a cell would override says one thing and does another."""
+    by_variants = {
+        key
+        for variant in target.variants
+        for overrides in (variant.overrides, *(variant.own.get(task, {}) for task in tasks))
+        for key in overrides
+    }
+    for option in options:
+        key = option.partition("=")[0].strip()
+        if key == "task":
+            raise UsageError(f"--set {option}: name tasks with --tasks")
+        if key in by_variants:
+            raise UsageError(f"--set {option}: {target.name} compares methods that set {key} themselves; leave it out")
