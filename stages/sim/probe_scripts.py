@@ -35,6 +35,7 @@ _OVER_PLACE = 0.03  # m from the place, horizontally, at which the expert that h
 _HOVER = 0.18  # m over the place at which an empty hand hovers
 _TALL = 0.12  # m, at most, from where an object is held to its lowest point
 _BESIDE = 0.20  # m from the place, horizontally, at which an object is put down wrongly
+_ATTEMPT = 80  # environment steps within which an object is lifted, or given up
 _PERIOD = 32  # environment steps of a movement that repeats for ever
 _RANDOM_HOLD = 4  # environment steps for which a random action is held
 
@@ -79,9 +80,7 @@ def expert_steps(env: LiberoEnv) -> Steps:
         script = make_script(env)
         while True:
             yield script.act()
-    expert = PickPlaceExpert(env.object_names, env.goals[0][1])
-    while True:
-        yield expert.act(env.scene())
+    yield from _acts(env, PickPlaceExpert(env.object_names, env.goals[0][1]))
 
 
 def _needs_script(env: LiberoEnv) -> bool:
@@ -133,8 +132,8 @@ def _object_probes(env: LiberoEnv, run: ExpertRun, name: str, where: str) -> lis
         Probe("push with a closed hand", "failure_expected", _push(start, place, grip_point)),
         Probe("jitter at the grasp distance", "failure_expected", _jitter(name, grip_point)),
     ]
-    if (other := _other_object(env)) is not None:
-        found.append(Probe(OTHER_OBJECT, "failure_expected", _carry_other(other, place)))
+    if others := _other_objects(env):
+        found.append(Probe(OTHER_OBJECT, "failure_expected", _carry_other(others, place)))
     if (held & (lift > LIFTED)).any():
         aside = np.linalg.norm((run.scenes.object_pos[:, o] - place)[:, :2], axis=-1)
         over = max(_OVER_PLACE, float(aside[held].min()) + 0.005)
@@ -303,26 +302,40 @@ def _put_beside(name: str, place: Vector) -> Make:
     return steps
 
 
-def _other_object(env: LiberoEnv) -> str | None:
-    """The first object that the expert could carry and that the goal does not name."""
+def _other_objects(env: LiberoEnv) -> list[str]:
+    """The objects that the expert could carry and that the goal does not name."""
     named = {name for goal in env.goals for name in goal[1:]}
     known = HOLDS if _needs_script(env) else GRASPS
-    return next((n for n in env.object_names if n not in named and n.rpartition("_")[0] in known), None)
+    return [name for name in env.object_names if name not in named and name.rpartition("_")[0] in known]
 
 
-def _carry_other(name: str, place: Vector) -> Make:
+def _carry_other(names: list[str], place: Vector) -> Make:
+    """The first of them that can be lifted; some stand where no hand can grip them."""
+
     def steps(env: LiberoEnv, rng: np.random.Generator) -> Steps:
-        if not _needs_script(env):
-            expert = PickPlaceExpert(env.object_names, name)
-            while True:
-                yield expert.act(env.scene())
         hand = Hand(env)
-        if (yield from pick(hand, name, HOLDS[name.rpartition("_")[0]])):
-            over, orientation = place + (_HOVER + _TALL) * UP, hand.orientation
-            yield from go(hand, over, orientation, CLOSE, over=float(over[2]))
-            yield from grip(hand, OPEN, 8)
+        for name in names:
+            lifted = _lifted(hand, name)
+            if _needs_script(env):
+                yield from pick(hand, name, HOLDS[name.rpartition("_")[0]], attempts=1)
+                if hand.holds(name):
+                    over, orientation = place + (_HOVER + _TALL) * UP, hand.orientation
+                    yield from go(hand, over, orientation, CLOSE, over=float(over[2]))
+                    yield from grip(hand, OPEN, 8)
+                    return
+            else:
+                expert = PickPlaceExpert(env.object_names, name)
+                yield from _until(_acts(env, expert, _ATTEMPT), lifted)
+                if lifted():
+                    yield from _acts(env, expert)
+            yield from go(hand, hand.position + _CARRIED * UP, hand.orientation, OPEN, limit=20)
 
     return steps
+
+
+def _acts(env: LiberoEnv, expert: PickPlaceExpert, limit: int | None = None) -> Steps:
+    for _ in itertools.count() if limit is None else range(limit):
+        yield expert.act(env.scene())
 
 
 def _hover(place: Vector, gripper: float, height: float = _HOVER) -> Make:
