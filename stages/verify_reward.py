@@ -138,6 +138,7 @@ def _unscored(group: Group, kinds: dict[str, str], target: str, names: tuple[str
         reward=nothing,
         milestone=nothing.astype(np.int64),
         solved=scenes.success,
+        reached=scenes.goal.sum(axis=-1),
         held=scenes.grasped[..., o] if o is not None else nothing.astype(np.bool_),
         lift=lift[..., o] if o is not None else nothing,
         other_lift=np.delete(lift, o, axis=-1).max(axis=-1, initial=0.0) if o is not None else nothing,

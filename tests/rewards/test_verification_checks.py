@@ -54,6 +54,7 @@ def trajectories(
         "reward": reward,
         "milestone": milestone,
         "solved": solved,
+        "reached": solved.astype(np.int64),
         "held": held,
         "lift": np.where(held, 0.1, 0.0),
         "other_lift": np.array([0.1 if role == "other object" else 0.0 for role in roles])[:, None] * taken,
@@ -123,6 +124,20 @@ def test_a_level_belongs_to_one_milestone() -> None:
 def test_a_milestone_has_one_reward() -> None:
     t = trajectories(hold=[-2, 4, 8, 8, 8.5, 8, 8, 8], levels={**LEVELS, 8.5: 2})
     assert failed(t)["staircase"] == "within lifted the reward is 8, 8.5 | 'hold' from sampled/1, decision 4"
+
+
+def test_a_drop_keeps_what_was_reached_before() -> None:
+    """A drawer is open, and then the object falls: less than with the drawer open, but more than at the very start."""
+    changes: dict[str, Any] = {
+        "expert": [-20, 4, 8, 8, 16],
+        "drop": [-20, 4, 8, -4, -4, -4, -4, -4],
+        "cuts": dict.fromkeys(CUTS, [-20] * 8),
+    }
+    levels = {**LEVELS, -20.0: 0, -4.0: 4}
+    assert "-20 at the start" in failed(trajectories(**changes, levels=levels))["drop punished"]
+    t = trajectories(**changes, levels=levels)
+    t.reached[:2, 1:] = 1
+    assert "drop punished" not in failed(t)
 
 
 def test_a_milestone_off_the_experts_way_may_share_a_level() -> None:
