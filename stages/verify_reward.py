@@ -24,6 +24,7 @@ from stages.store.groups import Group, open_group
 from stages.store.provenance import package_versions, read_manifest
 from stages.types import Scene
 
+_STILL = 0.01  # m or rad by which a joint may move and stands still
 REPORT, PICTURE = "report.json", "verification.png"
 
 
@@ -138,7 +139,7 @@ def _unscored(group: Group, kinds: dict[str, str], target: str, names: tuple[str
         reward=nothing,
         milestone=nothing.astype(np.int64),
         solved=scenes.success,
-        reached=scenes.goal.sum(axis=-1),
+        prepared=_prepared(scenes, scenes.grasped[..., o]) if o is not None else nothing.astype(np.bool_),
         held=scenes.grasped[..., o] if o is not None else nothing.astype(np.bool_),
         lift=lift[..., o] if o is not None else nothing,
         other_lift=np.delete(lift, o, axis=-1).max(axis=-1, initial=0.0) if o is not None else nothing,
@@ -148,6 +149,14 @@ def _unscored(group: Group, kinds: dict[str, str], target: str, names: tuple[str
         milestone_names=names,
         has_target=o is not None,
     )
+
+
+def _prepared(scenes: Scene, held: np.ndarray) -> np.ndarray:
+    """Whether joints and predicates are as at the trajectory's first grasp, (N, T); true throughout where there is none."""
+    rows, first = np.arange(len(held)), held.argmax(axis=1)
+    moved = np.abs(scenes.joint_pos - scenes.joint_pos[rows, first][:, None]) > _STILL
+    changed = scenes.goal != scenes.goal[rows, first][:, None]
+    return ~(moved.any(axis=-1) | changed.any(axis=-1)) | ~held.any(axis=1, keepdims=True)
 
 
 def _reach(scenes: Scene, o: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The checks of verification, each on hand-made trajectories that pass it and that fail it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def trajectories(
         "reward": reward,
         "milestone": milestone,
         "solved": solved,
-        "reached": solved.astype(np.int64),
+        "prepared": taken,
         "held": held,
         "lift": np.where(held, 0.1, 0.0),
         "other_lift": np.array([0.1 if role == "other object" else 0.0 for role in roles])[:, None] * taken,
@@ -136,7 +137,7 @@ def test_a_drop_keeps_what_was_reached_before() -> None:
     levels = {**LEVELS, -20.0: 0, -4.0: 4}
     assert "-20 at the start" in failed(trajectories(**changes, levels=levels))["drop punished"]
     t = trajectories(**changes, levels=levels)
-    t.reached[:2, 1:] = 1
+    t = replace(t, prepared=t.taken & (np.arange(t.taken.shape[1]) > 0))
     assert "drop punished" not in failed(t)
 
 

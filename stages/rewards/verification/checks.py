@@ -179,7 +179,7 @@ def drop_punished(t: Trajectories) -> Check:
     name = "drop punished"
     required = (
         "after a drop a reward below the one while the object was held, and, until the hand is back at it, below the one at the "
-        "start (or when as many sub-goals had been reached first) and the one when it was ready to be grasped"
+        "start (or once all that comes first, such as opening a drawer, is done) and the one when it was ready to be grasped"
     )
     if not t.has_target:
         return Check(name, None, "no object is to be lifted", required)
@@ -200,8 +200,10 @@ def drop_punished(t: Trajectories) -> Check:
             told = f"{before:g} while the object is held, {after:g} when it has fallen"
             return Check(name, False, told, required, f"{t.name(i)}, decision {first}: {t.story(i)}")
         grasp = int(np.argmax(t.held[expert])) if t.held[expert].any() else 0
-        alike = t.taken[expert] & (t.reached[expert] == t.reached[i, last])  # sub-goals done before count for both
-        ready, start = float(t.reward[expert, max(grasp - 1, 0)]), float(t.reward[expert, np.argmax(alike)])
+        begun = int(
+            np.argmax(t.prepared[expert])
+        )  # what was done first, such as opening a drawer, is not undone by a drop
+        ready, start = float(t.reward[expert, max(grasp - 1, 0)]), float(t.reward[expert, begun])
         left = lying & (t.reach[i] > t.reach[i, last] + _LEFT)
         allowed = min(ready, start)
         if left.any() and float(t.reward[i, left].max()) >= allowed:

@@ -25,7 +25,7 @@ class Trajectories:
         reward: (N, T) of the state after each decision.
         milestone: (N, T) sub-goal reached after each decision.
         solved: (N, T) LIBERO's goal holds after it.
-        reached: (N, T) predicates of the goal that hold after it.
+        prepared: (N, T) joints and predicates are as they are when the target is first held.
         held: (N, T) both finger pads touch the target.
         lift: (N, T) height of the target over its start, m.
         other_lift: (N, T) height of whichever other object has risen most over its start, m.
@@ -45,7 +45,7 @@ class Trajectories:
     reward: NDArray[np.float64]
     milestone: NDArray[np.int64]
     solved: NDArray[np.bool_]
-    reached: NDArray[np.int64]
+    prepared: NDArray[np.bool_]
     held: NDArray[np.bool_]
     lift: NDArray[np.float64]
     other_lift: NDArray[np.float64]
