@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 
 from stages.errors import MismatchError
+from stages.gen_reward import built_in
 from stages.params import Params
-from stages.reward_files import builtin_reward
-from stages.rewards.interface import Context
 from stages.rewards.program import Reward
 from stages.rewards.verification import Check, Report
-from stages.sim.goals import parse_goal
-from stages.sim.tasks import list_tasks, task_object_names
+from stages.sim.tasks import list_tasks
 from stages.trust import is_shipped, refuse_unverified
 from tests.conftest import Run
 
@@ -93,14 +91,18 @@ def test_a_report_that_says_more_than_its_checks_counts_for_nothing(put: Callabl
         refuse_unverified(REWARD, path, TASK)
 
 
-def test_the_built_in_rewards_of_libero_object_are_verified_as_they_are_now(params: Params) -> None:
-    for task in list_tasks("libero_object"):
-        context = Context(task.id, task_object_names(task), (), (), (), parse_goal(task), task.max_env_steps)
-        reward = builtin_reward(params.gen_reward, context)
+@pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
+def test_the_built_in_rewards_are_verified_as_they_are_now(params: Params, suite: str) -> None:
+    for task in list_tasks(suite):
+        reward = built_in(params.model_copy(update={"task": task.id}))
         assert is_shipped(reward, task.id), f"run scripts/verify_builtins.py {task.id}"
-        assert not is_shipped(reward, "libero_goal/0")
+        assert not is_shipped(reward, "libero_90/0")
+
+
+def test_a_built_in_reward_with_other_thresholds_is_not_the_verified_one(params: Params) -> None:
     changed = params.gen_reward.model_copy(update={"lift_m": 0.04})
-    assert not is_shipped(builtin_reward(changed, context), context.task)
+    assert is_shipped(built_in(params), TASK)
+    assert not is_shipped(built_in(params.model_copy(update={"gen_reward": changed})), TASK)
 
 
 def test_rollout_refuses_an_unverified_reward_before_it_samples(tgrpo: Callable[..., Run], project: Path) -> None:

@@ -149,9 +149,9 @@ def place_bowl(change: Callable[[Moments], None]) -> float:
 
 
 def bowl(
-    at: tuple[float, float, float], *, held: bool, peak: float = 0.2, speed: float = 0.0
+    at: tuple[float, float, float], *, held: bool, touched: bool = False, peak: float = 0.2, speed: float = 0.0
 ) -> Callable[[Moments], None]:
-    """The bowl relative to the plate; the hand is at it when it holds it, else far."""
+    """The bowl relative to the plate; the hand is at it when it holds or touches it, else far."""
 
     def change(moments: Moments) -> None:
         context, _ = context_of("libero_goal/8")
@@ -161,7 +161,8 @@ def bowl(
         moments["object_grasped"][0, 0] = held
         moments["object_peak_lift"][0, 0] = peak
         moments["object_lin_vel"][0, 0, 2] = -speed
-        if held:
+        moments["object_touched"][0, 0] = held or touched
+        if held or touched:
             moments["ee_pos"][0] = moments["object_pos"][0, 0]
 
     return change
@@ -176,6 +177,8 @@ def bowl(
         (bowl((0.05, 0, 0.01), held=True), 12),  # being put down
         (bowl((0.05, 0, 0.01), held=False, speed=0.3), 12),  # let go above the plate
         (bowl((0.05, 0, 0.0), held=False), -4),  # left beside it
+        (bowl((0.05, 0, 0.0), held=False, touched=True), 12),  # stands there, the open hand around it
+        (bowl((0.5, 0, 0.0), held=False, touched=True), -4),
         (bowl((0.5, 0, 0.1), held=False, speed=0.5), -4),  # falling
         (bowl((0.5, 0, 0.0), held=False), -4),
         (bowl((0.5, 0, 0.0), held=True, peak=0.01), 4),  # held on the table

@@ -10,7 +10,8 @@ def placing(state, name, place, grip_height, grip_radius):
     to_place = np.linalg.norm((thing.pos - place)[..., :2], axis=-1)
     above = to_place < ABOVE
     lifted = thing.peak_lift > LIFT  # once: a low place lies below where some objects start
-    in_hand = thing.grasped | ((thing.lift > LIFT) & (to_grip < NEAR))  # pads lose contact for moments
+    held_loosely = (thing.lift > LIFT) | (above & thing.touched)  # pads lose contact at times
+    in_hand = thing.grasped | (held_loosely & (to_grip < NEAR))
     carried = lifted & in_hand
     falling = lifted & (np.linalg.norm(thing.lin_vel, axis=-1) > STILL)  # let go above its place
     return np.select(
