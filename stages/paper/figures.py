@@ -9,7 +9,7 @@ import numpy as np
 from stages.paper.numbers import OBJECT_MEANS, TABLE_3, TASK_10
 from stages.paper.results import HISTORY, STILLS, read_rows
 from stages.paper.statistics import Rate, base_rate, trained_rate
-from stages.paper.tables import BASE, Status, reported, results_of, task_title
+from stages.paper.tables import BASE, Status, counted, reported, results_of, task_title
 from stages.paper.targets import Variant
 from stages.paper.weights import Pair, dendrogram_links, pca
 
@@ -99,7 +99,7 @@ def draw_histories(
                 drawn = True
                 shortest = min(len(rows) for rows in histories)
                 mean = np.mean([[row[column] for row in rows[:shortest]] for rows in histories], axis=0)
-                label = f"{variant.title} ({len(histories)} runs)"
+                label = f"{variant.title} ({counted(len(histories), 'run')})"
                 axis.plot(_iterations(histories[0])[:shortest], mean, color=f"C{index}", linewidth=1.8, label=label)
             axis.set_title(title, fontsize=9)
             axis.set_xlabel("iteration")
