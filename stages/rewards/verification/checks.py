@@ -236,7 +236,8 @@ def right_object(t: Trajectories) -> Check:
         up = t.taken[expert] & t.held[expert] & (t.lift[expert] > _LIFTED)
         if not up.any():
             continue
-        lifted, highest = float(t.reward[expert, np.argmax(up)]), float(t.reward[i, wrong].max())
+        top = int(np.argmax(np.where(up, t.lift[expert], -np.inf)))  # lifted, wherever the program's threshold is
+        lifted, highest = float(t.reward[expert, top]), float(t.reward[i, wrong].max())
         told = f"at most {highest:g} with another object in the air, {lifted:g} when the right one is lifted"
         if highest >= lifted:
             step = int(np.flatnonzero(wrong & (t.reward[i] == highest))[0])
