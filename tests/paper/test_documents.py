@@ -238,3 +238,11 @@ def test_a_result_that_cannot_be_read_is_named(at: Path) -> None:
     (ROOT / "cells" / cell.name / "result.json").write_text('{"schema": 1}')
     with pytest.raises(ArtifactError, match=rf"{cell.name}/result.json cannot be read .* run the cell again"):
         paper(request("table1"))
+
+
+def test_the_headline_is_of_the_first_method_that_has_run(at: Path) -> None:
+    store(ROOT, cells_of("table1")["tgrpo_no_t", TASKS[0], 0], result("10", "11"))
+    assert (
+        "- Result: TGRPO without T (step level alone), greedy, 1 run: 50.0% to 100.0%"
+        in paper(request("table1")).read_text()
+    )
