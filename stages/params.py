@@ -159,6 +159,7 @@ class RolloutParams(Section):
     stop: Literal["first", "each"]
 
 
+# Tasks of each suite of LIBERO, which params must be readable without.
 _TASKS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
 
 

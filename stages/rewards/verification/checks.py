@@ -200,9 +200,8 @@ def drop_punished(t: Trajectories) -> Check:
             told = f"{before:g} while the object is held, {after:g} when it has fallen"
             return Check(name, False, told, required, f"{t.name(i)}, decision {first}: {t.story(i)}")
         grasp = int(np.argmax(t.held[expert])) if t.held[expert].any() else 0
-        begun = int(
-            np.argmax(t.prepared[expert])
-        )  # what was done first, such as opening a drawer, is not undone by a drop
+        # What was done before the grasp, such as opening a drawer, is not undone by a drop.
+        begun = int(np.argmax(t.prepared[expert]))
         ready, start = float(t.reward[expert, max(grasp - 1, 0)]), float(t.reward[expert, begun])
         left = lying & (t.reach[i] > t.reach[i, last] + _LEFT)
         allowed = min(ready, start)

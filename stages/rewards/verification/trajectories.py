@@ -33,7 +33,7 @@ class Trajectories:
         horizon: decisions of an episode without success.
         goals: predicates of the task's goal.
         milestone_names: by index; may be empty.
-        has_target: the goal names an object; without one `held`, `lift`, `other_lift` and `reach` mean nothing.
+        has_target: the goal names an object; without one `prepared`, `held`, `reach` and both lifts mean nothing.
     """
 
     labels: tuple[str, ...]
