@@ -221,7 +221,10 @@ class ActingEngine:
 
 
 def capture(parts: Sequence[Callable[[], None]], pool: Any) -> list[Callable[[], None]]:
-    """Each part as a CUDA graph in one memory pool, after two runs that let the libraries choose their kernels."""
+    """Each part as a CUDA graph in one memory pool, after two runs that let the libraries choose their kernels.
+
+    What is returned keeps its part, and with it the tensors that the graph reads and writes.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -234,8 +237,12 @@ def capture(parts: Sequence[Callable[[], None]], pool: Any) -> list[Callable[[],
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             part()
-        replays.append(graph.replay)
+        replays.append(partial(_replay, graph, part))
     return replays
+
+
+def _replay(graph: torch.cuda.CUDAGraph, part: Callable[[], None]) -> None:
+    graph.replay()
 
 
 def head_rows(head: nn.Module, ids: range, adapted: bool = True) -> Tensor:

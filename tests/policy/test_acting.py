@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from stages.errors import MismatchError
 from stages.params import LoraParams
-from stages.policy.acting import ActingEngine
+from stages.policy.acting import ActingEngine, capture
 from stages.policy.decoder import Decoder, join_weights
 from stages.policy.linears import ActingLinear, fuse_rows
 from stages.policy.policy import VLAPolicy
@@ -102,7 +102,7 @@ def test_biases_and_several_adapters_of_one_input() -> None:
             linear = ActingLinear([adapted.base_model.model["a"], adapted.base_model.model["b"]], fold)
             linear.refresh(adapted=True)
             torch.testing.assert_close(linear(x), want)
-            torch.testing.assert_close(linear.add(residual, x), residual + want)
+            torch.testing.assert_close(linear.add(residual.clone(), x), residual + want)
 
 
 def test_grouped_query_attention_is_llamas() -> None:
@@ -282,3 +282,21 @@ def test_a_policy_that_is_let_go_frees_its_weights_at_once() -> None:
         assert weight() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_part_keeps_what_it_reads() -> None:
+    class Doubled:
+        def __init__(self) -> None:
+            self.read, self.written = torch.full((2**20,), 3.0, device="cuda"), torch.zeros(2**20, device="cuda")
+
+        def __call__(self) -> None:
+            torch.mul(self.read, 2, out=self.written)
+
+    part = Doubled()
+    written = part.written
+    (replay,) = capture([part], torch.cuda.graph_pool_handle())
+    del part
+    torch.full((2**20,), -1.0, device="cuda")  # would take the memory of `read`, were it free
+    replay()
+    assert (written == 6).all()
