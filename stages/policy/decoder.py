@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
 
 from stages.errors import MismatchError
+from stages.policy import fused
 from stages.policy.linears import JointLinear, fuse_rows, is_plain
 
 Make = Callable[[Sequence[nn.Module]], JointLinear]
@@ -79,7 +80,7 @@ class Decoder:
         return self._normed(x)
 
     def _normed(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self._norm, self.config.rms_norm_eps)
+        return fused.rms_norm(x, self._norm, self.config.rms_norm_eps)
 
 
 def join_weights(llama: LlamaForCausalLM) -> None:
@@ -94,7 +95,7 @@ def join_weights(llama: LlamaForCausalLM) -> None:
 
 
 class _Layer:
-    """One decoder layer. Heads come second in q, k and v: (N, heads, T, head_dim)."""
+    """One decoder layer."""
 
     def __init__(self, layer: LlamaDecoderLayer, decoder: Decoder, make: Make) -> None:
         config = decoder.config
@@ -111,8 +112,8 @@ class _Layer:
     def advance(self, x: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, start: int, last: bool) -> Tensor:
         """See `Decoder.advance`; of the last layer, the last position alone."""
         end = start + x.shape[1]
-        q, k, v = self._project(x, cos, sin)
-        cache[0, :, :, start:end], cache[1, :, :, start:end] = k, v
+        keys, values = cache[0, :, :, start:end], cache[1, :, :, start:end]
+        q, k, v = fused.rotate_into(self._project(x), cos, sin, self.heads, self.kv_heads, keys, values)
         if start:
             k, v = cache[0, :, :, :end], cache[1, :, :, :end]
         if last:
@@ -121,22 +122,17 @@ class _Layer:
 
     def learn(self, x: Tensor, cos: Tensor, sin: Tensor, keep: int) -> Tensor:
         """(N, T, hidden) -> (N, T, hidden), or its last `keep` positions where that is not 0."""
-        q, k, v = self._project(x, cos, sin)
+        q, k, v = fused.rotate(self._project(x), cos, sin, self.heads, self.kv_heads)
         if not keep:
             return self._finish(x, self._attend(q, k, v, is_causal=True))
         length = x.shape[1]
         mask = torch.ones(keep, length, dtype=torch.bool, device=x.device).tril(length - keep)
         return self._finish(x[:, -keep:], self._attend(q[:, :, -keep:], k, v, attn_mask=mask))
 
-    def _project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n, steps, _ = x.shape
-        normed = F.rms_norm(x, x.shape[-1:], self.module.input_layernorm.weight, self.eps)
-        qkv = self.qkv(normed).view(n, steps, -1, self.head_dim)
-        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        first, second = qk.chunk(2, dim=-1)
-        qk = qk * cos + torch.cat([-second, first], dim=-1) * sin
-        q, k = qk.split([self.heads, self.kv_heads], dim=2)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    def _project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values (N, T, heads, head_dim), before they are turned."""
+        normed = fused.rms_norm(x, self.module.input_layernorm.weight, self.eps)
+        return self.qkv(normed).view(*x.shape[:2], -1, self.head_dim)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, **causal: Any) -> Tensor:
         attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.heads != self.kv_heads, **causal)
@@ -144,9 +140,8 @@ class _Layer:
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = self.o.add(x, attended)
-        normed = F.rms_norm(x, x.shape[-1:], self.module.post_attention_layernorm.weight, self.eps)
-        gate, up = self.gate_up(normed).chunk(2, dim=-1)
-        return self.down.add(x, F.silu(gate) * up)
+        normed = fused.rms_norm(x, self.module.post_attention_layernorm.weight, self.eps)
+        return self.down.add(x, fused.swiglu(self.gate_up(normed)))
 
 
 def _join(make: Make, *parts: nn.Module) -> JointLinear:

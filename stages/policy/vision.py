@@ -146,4 +146,15 @@ class FusedVisionBackbone(nn.Module):
         self.embed_dim = dinov2.embed_dim + siglip.embed_dim
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return torch.cat([self.featurizer(pixel_values[:, :3]), self.fused_featurizer(pixel_values[:, 3:])], dim=-1)
+        capturing = pixel_values.is_cuda and torch.cuda.is_current_stream_capturing()
+        if capturing and not torch.is_grad_enabled():
+            # Side by side in the graph: at a few images neither tower fills a GPU.
+            here, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+            beside.wait_stream(here)
+            with torch.cuda.stream(beside):
+                siglip = self.fused_featurizer(pixel_values[:, 3:])
+            dinov2 = self.featurizer(pixel_values[:, :3])
+            here.wait_stream(beside)
+        else:
+            dinov2, siglip = self.featurizer(pixel_values[:, :3]), self.fused_featurizer(pixel_values[:, 3:])
+        return torch.cat([dinov2, siglip], dim=-1)
