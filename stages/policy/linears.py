@@ -15,6 +15,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.policy.adapted import Place, adapted_product
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -35,27 +37,13 @@ class JointLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
-        return self._apply_to(x, None)
+        return self._apply_to(x.flatten(0, -2), None).view(*x.shape[:-1], -1)
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual (..., out) + map of x (..., in), the sum made by the matrix product itself."""
-        return self._apply_to(x, residual)
+        """residual (..., out) + map of x (..., in), the sum made by the matrix product itself; may overwrite the residual."""
+        return self._apply_to(x.flatten(0, -2), residual.flatten(0, -2)).view(*x.shape[:-1], -1)
 
-    def _apply_to(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        weight, bias, low_rank = self._weights(x.dtype)
-        rows = x.flatten(0, -2)
-        if residual is None:
-            result = F.linear(rows, weight, bias)
-        else:
-            result = torch.addmm(residual.flatten(0, -2), rows, weight.t())
-            result = result if bias is None else result + bias
-        if low_rank is not None:
-            down, up = low_rank
-            result = torch.addmm(result, F.linear(rows, down), up.t())
-        return result.view(*x.shape[:-1], -1)
-
-    def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
-        """Weight (out, in), bias (out), and the adapters as A (rank, in) and B (out, rank) where they run beside."""
+    def _apply_to(self, rows: Tensor, residual: Tensor | None) -> Tensor:
         raise NotImplementedError
 
     def _bases(self) -> list[nn.Linear]:
@@ -92,16 +80,48 @@ class JointLinear(nn.Module):
 class LearningLinear(JointLinear):
     """Computes with the present weights, differentiably; peft's `disable_adapter` counts."""
 
-    def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+    def __init__(self, parts: Sequence[nn.Module], fold: bool) -> None:
+        super().__init__(parts, fold)
+        self._low: tuple[Tensor, Tensor] | None = None  # of `_low_rank`
+        self._seen: object = None  # the version of the adapters that it holds
+
+    def _apply_to(self, rows: Tensor, residual: Tensor | None) -> Tensor:
         bias = self._bias()
         if self.adapted and not self._switched_off():
             if self.fold:
-                return self._folded(), bias, None
-            return fuse_rows(self._bases()), bias, self._low_rank(dtype)
+                return _product(rows, self._folded(), bias, residual)
+            return self._adapted_product(rows, residual, bias)
         if any(base.weight.requires_grad for base in self._bases()):
             weights = [base.weight for base in self._bases()]
-            return torch.cat(weights) if len(weights) > 1 else weights[0], bias, None
-        return fuse_rows(self._bases()), bias, None
+            return _product(rows, torch.cat(weights) if len(weights) > 1 else weights[0], bias, residual)
+        return _product(rows, fuse_rows(self._bases()), bias, residual)
+
+    def _adapted_product(self, rows: Tensor, residual: Tensor | None, bias: Tensor | None) -> Tensor:
+        places, masters, out, rank = [], [], 0, 0
+        for base, lora in self._parts:
+            if lora is not None:
+                a, b, scaling = _adapter(lora)
+                places.append(Place(slice(out, out + len(b)), slice(rank, rank + len(a)), scaling))
+                masters += [a, b]
+                rank += len(a)
+            out += len(base.weight)
+        # Cast and joined once for all passes between two steps of the optimiser; torch counts in-place changes.
+        version = [(master.data_ptr(), master._version) for master in masters]
+        if self._low is None or self._low[0].dtype != rows.dtype:
+            with torch.no_grad():
+                self._low = self._low_rank(rows.dtype)
+        elif version != self._seen:
+            self.join()
+        self._seen = version
+        down, up = self._low
+        return adapted_product(rows, residual, fuse_rows(self._bases()), bias, down, up, places, masters)
+
+    @torch.no_grad()
+    def join(self) -> None:
+        """Takes over the adapters' present weights, in place, where they run beside and have done so before."""
+        if self._low is not None:
+            for tensor, present in zip(self._low, self._low_rank(self._low[0].dtype), strict=True):
+                tensor.copy_(present)
 
     def _switched_off(self) -> bool:
         return any(lora.disable_adapters for _, lora in self._parts if lora is not None)
@@ -129,8 +149,25 @@ class ActingLinear(JointLinear):
         elif self.adapted:
             self.weight.copy_(self._folded() if adapted else torch.cat([base.weight for base in self._bases()]))
 
-    def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
-        return self.weight, self.bias, self.low_rank
+    def _apply_to(self, rows: Tensor, residual: Tensor | None) -> Tensor:
+        if self.fold:
+            return _product(rows, self.weight, self.bias, residual)
+        if residual is None:
+            result = F.linear(rows, self.weight, self.bias)
+        else:
+            result = residual.addmm_(rows, self.weight.t())  # in place: a copy of it costs as much as an adapter
+            result = result if self.bias is None else result.add_(self.bias)
+        if self.low_rank is not None:
+            down, up = self.low_rank
+            result.addmm_(F.linear(rows, down), up.t())
+        return result
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    if residual is None:
+        return F.linear(rows, weight, bias)
+    result = torch.addmm(residual, rows, weight.t())
+    return result if bias is None else result + bias
 
 
 def is_plain(module: nn.Module) -> bool:
