@@ -83,6 +83,7 @@ class Learner:
         self._recipe = recipe_of(params)
         self._remarks = remarks(params)  # until they are said
         self._micro_batch = params.micro_batch  # decisions a pass; 0 until it is found
+        self._replays = True  # until the memory does not hold what graphs keep
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """AdamW's moments by parameter name, on the CPU, so that they can be stored as plain tensors."""
@@ -125,6 +126,7 @@ class Learner:
         if isinstance(decisions.image, np.ndarray):
             decisions = replace(decisions, image=self.policy.prepare(decisions.image))  # once for all passes
         self._micro_batch = self._micro_batch or self._fitting_micro_batch(decisions, reporter)
+        self.policy.replay_learning(self._replays)
         decisions, checked = self._weighed(decisions, reporter)
         reference = self._within_memory(partial(self._references, decisions), len(decisions), reporter)
         preferences = self._preferences(decisions, reporter)
@@ -410,6 +412,8 @@ class Learner:
             if held == 1:
                 raise TgrpoError(f"{self.policy.device} has no memory left to learn from one decision; {ROOM}")
             self._micro_batch = held // 2
+            self._replays = False
+            self.policy.replay_learning(False)
             torch.cuda.empty_cache()
             reporter.note(
                 f"update: the memory of {self.policy.device} did not hold the pass; going on with {self._micro_batch} "

@@ -26,6 +26,7 @@ from stages.policy.images import ImageTransform, PreparedImages, image_transform
 from stages.policy.learning import checkpoint_activations
 from stages.policy.modeling import OpenVLAForActionPrediction
 from stages.policy.normalization import Bounds, suite_stats
+from stages.policy.replaying import MOST, Replays
 from stages.policy.scoring import ScoringModel
 from stages.policy.tokenizer import prompt_ids, tiny_tokenizer
 from stages.types import ACTION_DIM
@@ -98,6 +99,8 @@ class VLAPolicy:
         # Both compute with the model's own tensors, and are made anew when modules change.
         self._engine: ActingEngine | None = None
         self._scoring: ScoringModel | None = None
+        self._replaying = False
+        self._replays: Replays | None = None
 
     @classmethod
     def new(
@@ -190,7 +193,7 @@ class VLAPolicy:
         if self._peft is not None:
             raise MismatchError("this policy has an adapter already; start from its base checkpoint to add another")
         self._peft = checkpoint.add_lora(self.model, lora, seed)
-        self._engine = self._scoring = None
+        self._engine = self._scoring = self._replays = None
         self.model.train()
 
     @property
@@ -307,14 +310,36 @@ class VLAPolicy:
         state = self._normalized(proprio)
         pixel_values = self.transform.normalize(self._prepared(images).pixels.to(self.device)).to(self.model.dtype)
         ids = torch.cat([text, tokens[:, :-1]], dim=1)
-        if self._scoring is None:
-            self._scoring = ScoringModel(self.model, self._fold)
-        hidden = self._scoring(pixel_values, ids, None if state is None else state.to(self.device), keep=ACTION_DIM)
+        hidden = self._hidden_states(pixel_values, ids, None if state is None else state.to(self.device))
         # In float32: near 10, logits in bfloat16 are 1/16 apart.
         logits = F.linear(hidden.float(), head_rows(self.model.language_model.lm_head, self.token_ids).float())
         every = F.log_softmax(logits / temperature, dim=-1)
         log_prob = every.gather(-1, index.unsqueeze(-1)).squeeze(-1)
         return TokenScores(log_prob, entropy_of(every), every, hidden[:, 0].detach())
+
+    def _hidden_states(self, pixel_values: Tensor, ids: Tensor, state: Tensor | None) -> Tensor:
+        """(B, 7, hidden_size) at the positions that predict the action tokens."""
+        if self._scoring is None:
+            self._scoring = ScoringModel(self.model, self._fold)
+        if self._replaying and torch.is_grad_enabled() and not self._adapter_off and 0 < len(ids) <= MOST:
+            if self._replays is None:
+                self._replays = Replays(self._scoring, [parameter for _, parameter in self.trainable_parameters()])
+            try:
+                return self._replays(pixel_values, ids, state, keep=ACTION_DIM)
+            except torch.OutOfMemoryError:
+                self.replay_learning(False)
+        return self._scoring(pixel_values, ids, state, keep=ACTION_DIM)
+
+    def replay_learning(self, on: bool) -> None:
+        """Whether small differentiable passes of `log_prob` are captured as CUDA graphs and replayed; off frees these.
+
+        On has an effect on a GPU alone, for an adapter whose activations are kept (no gradient checkpointing). From then on
+        the adapter's weights must change in place, as optimisers change them.
+        """
+        checkpoints = self.model.language_model.model.layers[0].gradient_checkpointing
+        self._replaying = on and self.device.type == "cuda" and self._peft is not None and not checkpoints
+        if not self._replaying:
+            self._replays = None
 
     def loss(
         self,

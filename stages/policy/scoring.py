@@ -19,8 +19,11 @@ class ScoringModel:
             MismatchError: an adapter on the language model that is no plain LoRA.
         """
 
+        self._linears: list[LearningLinear] = []
+
         def make(parts: Sequence[nn.Module]) -> LearningLinear:
-            return LearningLinear(parts, fold)
+            self._linears.append(LearningLinear(parts, fold))
+            return self._linears[-1]
 
         self._model = model
         self._eyes = restructured(model, make, but=["language_model"])
@@ -32,3 +35,8 @@ class ScoringModel:
             if name != "language_model":
                 child.train(self._model.training)  # blocks are computed twice in training mode only
         return self._decoder.hidden_states(self._eyes.embed(pixel_values, input_ids, proprio), keep)
+
+    def join_adapters(self) -> None:
+        """Takes over the adapters' present weights, in place, where a pass has run already; each pass does so by itself."""
+        for linear in self._linears:
+            linear.join()
