@@ -22,6 +22,7 @@ from stages.bench_upstream import PlainLoop
 from stages.bench_weights import INSTRUCTION, Architecture, random_policy
 from stages.errors import TgrpoError, UsageError
 from stages.estimate import size
+from stages.learner import AHEAD
 from stages.machine import cores, machine
 from stages.params import Params
 from stages.policy.acting import capture
@@ -78,7 +79,8 @@ class Record:
     """All that one run measured."""
 
     weights: str  # where they come from
-    batch: int
+    batch: int  # observations acted on at once
+    learn_batch: int  # decisions learnt from at once
     device: str
     dtype: str
     parameters: int
@@ -117,6 +119,7 @@ def bench_policy(
     params: Params,
     batch: int = 8,
     architecture: Architecture | None = None,
+    learn_batch: int | None = None,
     *,
     quick: bool = False,
     reporter: Reporter | None = None,
@@ -125,8 +128,9 @@ def bench_policy(
 
     Args:
         params: `policy` says how it computes, and with which adapter it learns.
-        batch: observations to act on, and decisions to learn from, at once.
+        batch: observations to act on at once.
         architecture: random weights of that; None takes the checkpoint `policy.base`.
+        learn_batch: decisions to learn from at once; None takes as many as observations.
         quick: fewer rounds.
         reporter: hears of the progress.
 
@@ -135,20 +139,23 @@ def bench_policy(
         TgrpoError: too little memory.
         UsageError: a batch of none.
     """
-    if batch < 1:
-        raise UsageError(f"--batch {batch}: expected at least 1")
+    learn_batch = batch if learn_batch is None else learn_batch
+    for option, value in (("--batch", batch), ("--learn-batch", learn_batch)):
+        if value < 1:
+            raise UsageError(f"{option} {value}: expected at least 1")
     reporter = reporter or Silent()
     load_before = os.getloadavg()[0]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of acting, beside the environments' processes
     try:
-        policy, weights = _open(params, batch, architecture)
-        bench = _Bench(policy, params, batch, QUICK_ROUNDS if quick else ROUNDS, reporter)
+        policy, weights = _open(params, max(batch, learn_batch), architecture)
+        bench = _Bench(policy, params, batch, learn_batch, QUICK_ROUNDS if quick else ROUNDS, reporter)
         return bench.run(weights, load_before)
     except torch.OutOfMemoryError as error:
         raise TgrpoError(
-            f"the device has too little memory for a batch of {batch} ({str(error).split('. ')[0]}); use a smaller --batch, "
-            "or --set policy.gradient_checkpointing=true"
+            f"the device has too little memory for a batch of {batch} and learning from {learn_batch} "
+            f"({str(error).split('. ')[0]}); use a smaller --batch or --learn-batch, or --set "
+            "policy.gradient_checkpointing=true"
         ) from None
     finally:
         torch.set_num_threads(threads)
@@ -160,12 +167,16 @@ def table(record: Record) -> Iterator[str]:
     load = " to ".join(f"{value:.1f}" for value in where["load_average"])
     yield f"{record.weights}: {record.parameters / 1e6:,.1f} million parameters in {record.dtype} on {record.device}"
     yield f"{where['cores']} cores of {where['processor']}, load {load}"
-    yield f"batch of {record.batch}, {record.prompt_tokens} prompt tokens, {record.sequence} tokens a decision learnt from"
+    learnt = "" if record.learn_batch == record.batch else f", learning from {record.learn_batch} at once"
+    yield (
+        f"batch of {record.batch}{learnt}, {record.prompt_tokens} prompt tokens, {record.sequence} tokens a decision learnt "
+        "from"
+    )
     yield f"learning: {', '.join(f'{key} {value}' for key, value in record.settings.items())}"
     if record.had_processor is not None and record.had_processor < IDLE:
         yield f"THE MACHINE IS BUSY: its threads could run for {record.had_processor:.0%} of the time; do not quote this"
     yield ""
-    head = f"{f'for all {record.batch} observations':<34}{'ms':>9}{'10-90%':>18}{'per second':>22}"
+    head = f"{'for a whole batch':<34}{'ms':>9}{'10-90%':>18}{'per second':>22}"
     yield f"{head}{'plain loop':>13}{'speed':>10}{'roofline':>11}{'time':>9}"
     for line in record.lines.values():
         spread = f"{line.ours.p10:.2f}-{line.ours.p90:.2f}"
@@ -202,18 +213,23 @@ def _open(params: Params, batch: int, architecture: Architecture | None) -> tupl
 
 
 class _Bench:
-    def __init__(self, policy: VLAPolicy, params: Params, batch: int, rounds: int, reporter: Reporter) -> None:
+    def __init__(
+        self, policy: VLAPolicy, params: Params, batch: int, learn_batch: int, rounds: int, reporter: Reporter
+    ) -> None:
         self._policy, self._params, self._rounds, self._reporter = policy, params, rounds, reporter
-        self._batch = batch
+        self._batch, self._learn_batch = batch, learn_batch
+        self._referred = max(learn_batch, AHEAD)  # decisions that a learner's reference scores at once
         config, model = policy.config, policy.model
         published = config.image_resize_strategy != "none"
         side = _PUBLISHED_FRAME if published else config.image_size
-        draws = np.random.default_rng(0)
-        self._frames: NDArray[np.uint8] = draws.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+        draws, most = np.random.default_rng(0), max(batch, learn_batch)
+        frames: NDArray[np.uint8] = draws.integers(0, 256, (most, side, side, 3), dtype=np.uint8)
+        proprio = draws.uniform(-1, 1, (most, PROPRIO_DIM)).astype(np.float32)
+        self._frames, self._proprio = frames[:batch], proprio[:batch]
         self._prepared = policy.prepare(self._frames)
-        self._proprio = draws.uniform(-1, 1, (batch, PROPRIO_DIM)).astype(np.float32)
+        self._learnt, self._learnt_proprio = policy.prepare(frames[:learn_batch]), proprio[:learn_batch]
         first = policy.token_ids.stop - config.n_action_bins
-        self._tokens = draws.integers(first, policy.token_ids.stop, (batch, ACTION_DIM))
+        self._tokens = draws.integers(first, policy.token_ids.stop, (learn_batch, ACTION_DIM))
         self._generator = torch.Generator().manual_seed(0)
         self._watch = Stopwatch(policy.device)
         self._suite = None if len(config.norm_stats or {}) == 1 else params.task.split("/")[0]
@@ -222,7 +238,7 @@ class _Bench:
 
     def run(self, weights: str, load_before: float) -> Record:
         policy, count, p = self._policy, self._count, self._params.policy
-        dtype, n = policy.model.dtype, self._batch
+        dtype, n, m = policy.model.dtype, self._batch, self._learn_batch
         read = count.decode_bytes(dtype.itemsize)
         peak_acting = peak_bytes(self._act, policy.device)
         peak_plain_acting = peak_bytes(self._plain_act, policy.device)
@@ -235,6 +251,7 @@ class _Bench:
         optimizer = torch.optim.AdamW([parameter for _, parameter in policy.trainable_parameters()], lr=1e-12)
         peak_learning = peak_bytes(partial(self._learn, optimizer), policy.device)
         peak_plain_learning = peak_bytes(self._plain_learn, policy.device)
+        policy.replay_learning(True)
         learning = self._by_turns("learning", probes, self._learning())
         learning_rates = probes.rates(learning)
         torch.set_num_threads(1)
@@ -244,7 +261,7 @@ class _Bench:
 
         roofline = Roofline(count, dtype.itemsize, acting_rates)
         learns = Roofline(count, dtype.itemsize, learning_rates)
-        sequence, cost = n * count.sequence, {**acting, **learning, **adapted}
+        sequence, cost = m * count.sequence, {**acting, **learning, **adapted}
 
         def line(name: str, what: str, bound: float | None, amount: int, unit: str, plain: str = "") -> Line:
             roof = None if bound is None else 1000 * bound
@@ -258,17 +275,25 @@ class _Bench:
             "decode": line("decode", "decode, one token", roofline.decode(n), n, "tokens"),
             "act": line("act", "act", roofline.act(n), n, "actions"),
             "act_adapter": line("act_adapter", "act with an adapter", roofline.act(n), n, "actions", plain="plain act"),
-            "score": line("score", "log_prob", learns.score(n), sequence, "tokens"),
+            "score": line("score", "log_prob", learns.score(m), sequence, "tokens"),
+            "reference": line(
+                "reference",
+                f"the reference's, {self._referred} at once",
+                learns.score(self._referred),
+                self._referred * count.sequence,
+                "tokens",
+            ),
             "learn": line(
-                "learn", "log_prob and backward", learns.learn(n, p.lora, p.gradient_checkpointing), sequence, "tokens"
+                "learn", "log_prob and backward", learns.learn(m, p.lora, p.gradient_checkpointing), sequence, "tokens"
             ),
         }
-        per_decision = (cost["score"].median + cost["learn"].median) / 1000 / n
+        per_decision = (cost["reference"].median / self._referred + cost["learn"].median / m) / 1000
         waits = ((acting["plain act"], 1), (learning["matrix product"], min(p.threads, cores())))
         had = min(timed.cpu / timed.median / threads for timed, threads in waits)
         return Record(
             weights=weights,
             batch=n,
+            learn_batch=m,
             device=torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else "the CPU",
             dtype=str(dtype).removeprefix("torch."),
             parameters=count.parameters,
@@ -333,6 +358,13 @@ class _Bench:
             with torch.no_grad():
                 self._score()
 
+        def reference() -> None:
+            with torch.no_grad(), policy.reference():
+                policy.log_prob(*referred)
+
+        rows = np.arange(self._referred) % self._learn_batch
+        referred = (self._learnt[rows], self._learnt_proprio[rows], INSTRUCTION, self._tokens[rows], _TEMPERATURE)
+
         def plain_score() -> None:
             with torch.no_grad():
                 self._plain_scores()
@@ -346,6 +378,7 @@ class _Bench:
 
         return {
             "score": self._timed("score", score),
+            "reference": self._timed("reference", reference),
             "learn": self._timed("learn", forget(self._learn)),
             "plain score": self._timed("plain score", plain_score),
             "plain learn": self._timed("plain learn", forget(self._plain_learn)),
@@ -355,7 +388,9 @@ class _Bench:
         self._policy.act(self._frames, self._proprio, INSTRUCTION, _TEMPERATURE, self._generator)
 
     def _score(self) -> torch.Tensor:
-        return self._policy.log_prob(self._prepared, self._proprio, INSTRUCTION, self._tokens, _TEMPERATURE).log_prob
+        return self._policy.log_prob(
+            self._learnt, self._learnt_proprio, INSTRUCTION, self._tokens, _TEMPERATURE
+        ).log_prob
 
     def _learn(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         self._score().sum().backward()
@@ -372,8 +407,8 @@ class _Bench:
     def _plain_scores(self) -> list[torch.Tensor]:
         policy = self._policy
         transform = image_transform(policy.config, self._params.policy.center_crop, policy.device)
-        pixels = transform.normalize(self._prepared.pixels.to(policy.device))
-        return self._plain.score(pixels, self._proprio, INSTRUCTION, self._tokens)
+        pixels = transform.normalize(self._learnt.pixels.to(policy.device))
+        return self._plain.score(pixels, self._learnt_proprio, INSTRUCTION, self._tokens)
 
     def _plain_learn(self) -> None:
         for log_probs in self._plain_scores():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from stages.arithmetic import Arithmetic
 from stages.params import LoraParams
@@ -76,18 +77,24 @@ class Probes:
         width = 1024
         rows = max(1, min(read, _LARGEST_READ) // (width * dtype.itemsize))
         self._watch = Stopwatch(device)
-        matrix = torch.full((rows, width), 0.5, device=device, dtype=dtype)
-        target, vector = torch.empty_like(matrix), torch.full((width,), 0.5, device=device, dtype=dtype)
+        draws = torch.Generator(device).manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            # Numbers as weights are: a GPU multiplies equal ones up to a seventh faster, because they take less power.
+            return torch.randn(shape, device=device, dtype=dtype, generator=draws)
+
+        matrix, vector = draw(rows, width), draw(width)
+        target = torch.empty_like(matrix)
         product = torch.empty(rows, device=device, dtype=dtype)
         self._read = matrix.nbytes
         side = _SIDE[device.type]
-        square = torch.full((side, side), 0.5, device=device, dtype=dtype)
-        result = torch.empty_like(square)
+        left, right = draw(side, side), draw(side, side)
+        result = torch.empty_like(left)
         self._flops = 2 * side**3
         self._runs: dict[str, Callable[[], object]] = {
             "copy": lambda: target.copy_(matrix),
             "matrix times vector": lambda: torch.mv(matrix, vector, out=product),
-            "matrix product": lambda: torch.mm(square, square, out=result),
+            "matrix product": lambda: torch.mm(left, right, out=result),
         }
 
     def contenders(self, repeats: int = _REPEATS) -> dict[str, Contender]:

@@ -33,6 +33,7 @@ def _record() -> Record:
     return Record(
         weights="openvla-tiny, random weights",
         batch=8,
+        learn_batch=8,
         device="the CPU",
         dtype="float32",
         parameters=1_500_000,
@@ -74,6 +75,8 @@ def test_the_table_gives_both_ratios() -> None:
     assert preprocessing.endswith("4.00 ms     8.0 x")
     assert any("4.0 s, at 50%" in line for line in lines)
     assert any("rollout and update in 4.0 MiB" in line for line in lines)
+    assert lines[2].startswith("batch of 8, 7 prompt tokens")
+    assert list(table(replace(_record(), learn_batch=2)))[2].startswith("batch of 8, learning from 2 at once, 7 prompt")
     assert not any("BUSY" in line for line in lines)
     assert any("BUSY" in line and "60%" in line for line in table(replace(_record(), had_processor=0.6)))
 
@@ -190,9 +193,9 @@ def test_the_whole_benchmark(tgrpo: Callable[..., Run], project: Path) -> None:
     run = tgrpo("bench", "policy", "--quick", "--batch", "4", "--json", "out.json", "--set", "policy.threads=1")
     assert run.code == 0, run.err
     record = json.loads((project / "out.json").read_text())
-    assert list(record["lines"]) == ["preprocessing", "prefill", "decode", "act", "act_adapter", "score", "learn"]
     lines = record["lines"]
-    assert all(line["plain"]["median"] > 0 for line in lines.values())
+    assert list(lines) == ["preprocessing", "prefill", "decode", "act", "act_adapter", "score", "reference", "learn"]
+    assert all(line["plain"]["median"] > 0 for name, line in lines.items() if name != "reference")
     bounded = [line for name, line in lines.items() if name != "preprocessing"]
     assert all(line["ours"]["median"] > line["roofline"] for line in bounded)  # else the roofline is none
     assert record["ratios"]["act"]["speed_to_plain"] > 1.5

@@ -118,7 +118,7 @@ def test_openvla_7b_on_a_small_cpu(machine: Callable[..., None]) -> None:
     assert lines["time, roughly"].severity == WARNING
     assert "not practical on cpu: an iteration" in lines["time, roughly"].found
     assert lines["time on a GPU"].found.startswith(
-        "A100 40 GB, a processor for each environment: an iteration 2.8 minutes"
+        "A100 40 GB, a processor for each environment: an iteration 2.3 minutes"
     )
     machine("cpu", 12)
     assert "it takes a device with at least 17.9 GiB" in _lines(profile)["memory"].found

@@ -52,6 +52,7 @@ def policy(
         typer.Option(help="Random weights of this architecture; without it, the checkpoint that params name."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Observations to act on, and decisions to learn from, at once.")] = 8,
+    learn_batch: Annotated[int | None, typer.Option(help="Decisions to learn from at once, where not --batch.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: a look, no measurement.")] = False,
     json: Json = None,
     params: ParamsFile = DEFAULT_PARAMS,
@@ -65,13 +66,13 @@ def policy(
     Example:
 
         tgrpo bench policy --json policy.json
-        tgrpo bench policy --profile openvla-7b --config openvla-7b --batch 4
+        tgrpo bench policy --profile openvla-7b --config openvla-7b --batch 4 --learn-batch 8
     """
     from stages.bench_policy import bench_policy, table
     from tgrpo_cli.output import reporter
 
     require_folder(json)
-    record = bench_policy(read_params(params, set_), batch, config, quick=quick, reporter=reporter())
+    record = bench_policy(read_params(params, set_), batch, config, learn_batch, quick=quick, reporter=reporter())
     for line in table(record):
         print(line)
     if json is not None:
