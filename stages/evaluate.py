@@ -27,7 +27,7 @@ from stages.store.episodes import EpisodesAttrs, write_episodes
 from stages.store.handles import Handle
 from stages.store.provenance import Manifest, reference, write_manifest
 from stages.types import InitialState
-from stages.workspace import next_path, open_checkpoint, open_env, open_policy, read_checkpoint, task_reward
+from stages.workspace import next_path, open_checkpoint, open_env, open_policy, require_fit, task_reward
 
 if TYPE_CHECKING:
     from stages.policy.policy import VLAPolicy
@@ -268,13 +268,13 @@ def evaluate_checkpoints(
         refuse_existing(path, overwrite)
         fitted, checkpoint = open_checkpoint(params, given)
         starts = start_states(fitted.eval.starts, fitted.eval.episodes, fitted.seed)
-        refuse_trained_on(checkpoint, read_checkpoint(checkpoint), starts)
-        policy = open_policy(fitted, checkpoint)
+        refuse_trained_on(checkpoint, require_fit(fitted, checkpoint), starts)
         try:
             with (
                 open_env(fitted, min(fitted.eval.envs, fitted.eval.episodes)) as env,
                 Scorer(task_reward(fitted, env)) as scorer,
             ):
+                policy = open_policy(fitted, checkpoint)
                 episodes = evaluate_policy(policy, env, scorer, fitted, reporter)
         except TooManyCrashes as error:
             kept = path.with_name(f"{path.name}.incomplete")

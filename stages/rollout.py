@@ -18,7 +18,7 @@ from stages.sampling import Wanted, open_sampling_env, sample_groups
 from stages.store.handles import Handle
 from stages.store.provenance import reference
 from stages.trust import refuse_unverified
-from stages.workspace import next_path, open_checkpoint, open_policy, read_checkpoint, task_reward
+from stages.workspace import next_path, open_checkpoint, open_policy, require_fit, task_reward
 
 
 def rollout(
@@ -44,11 +44,11 @@ def rollout(
     params, checkpoint = open_checkpoint(params, checkpoint)
     if not unverified:
         refuse_unverified(load_reward(reward) if reward else built_in(params), reward, params.task)
-    iteration = read_checkpoint(checkpoint).details["iteration"] + 1
-    policy = open_policy(params, checkpoint)
+    iteration = require_fit(params, checkpoint).details["iteration"] + 1
     paths = group_paths(out, params.rollout.groups)
     wanted = [Wanted(index, path, group_inputs(path, checkpoint, reward)) for index, path in enumerate(paths)]
     with open_sampling_env(params) as env, Scorer(task_reward(params, env, reward)) as scorer:
+        policy = open_policy(params, checkpoint)
         yield from sample_groups(
             policy, env, scorer, params, wanted, iteration=iteration, overwrite=overwrite, reporter=reporter
         )

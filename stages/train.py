@@ -10,6 +10,7 @@ artifact it lacks, and takes the same decisions; one that ended stays ended.
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,15 @@ from stages.telemetry import Clock, read_telemetry, record, seconds_left
 from stages.trackers import Log, figures, open_trackers, require_trackers
 from stages.trust import refuse_unverified
 from stages.update import base_of, learn, open_learner, open_pair, update_inputs, write_checkpoint
-from stages.workspace import next_path, open_checkpoint, open_env, open_policy, read_checkpoint, task_reward
+from stages.workspace import (
+    next_path,
+    open_checkpoint,
+    open_env,
+    open_policy,
+    read_checkpoint,
+    require_fit,
+    task_reward,
+)
 
 if TYPE_CHECKING:
     from stages.learner import Learner
@@ -76,7 +85,7 @@ def train(
     refuse_unusable(params)
     params, checkpoint = open_checkpoint(params, checkpoint)
     for starts, n in ((params.eval.starts, params.eval.episodes), ("validation", params.train.validation.episodes)):
-        refuse_trained_on(checkpoint, read_checkpoint(checkpoint), start_states(starts, n, params.seed))
+        refuse_trained_on(checkpoint, require_fit(params, checkpoint), start_states(starts, n, params.seed))
     if not unverified:
         refuse_unverified(load_reward(reward) if reward else built_in(params), reward, params.task)
     run = Run(params, checkpoint, reward, out or next_path("runs"))
@@ -92,11 +101,11 @@ def train(
 def _iterate(run: Run, reporter: Reporter) -> Ending:
     """The iterations that are not on disk yet, until the run ends."""
     params, k = run.params, run.done()
-    learner = open_learner(params, run.checkpoint(k))
     with (
         open_sampling_env(params) as env,
         Scorer(task_reward(params, env, run.reward)) as scorer,
         Scorer(task_reward(params, env)) as builtin,
+        nullcontext(open_learner(params, run.checkpoint(k))) as learner,
         open_trackers(params, run.folder) as log,
         reporter.table(f"{params.task}, {params.update.algo}, seed {params.seed}") as add_line,
     ):
@@ -257,11 +266,11 @@ def _evaluate(run: Run, k: int, when: str, checkpoint: Path, reporter: Reporter)
                 shutil.copytree(start_at, folder, dirs_exist_ok=True)
         else:
             with clock.part("evaluate"):
-                policy = policy or open_policy(here, checkpoint)
                 with (
                     open_env(here, min(here.eval.envs, here.eval.episodes)) as env,
                     Scorer(task_reward(here, env)) as scorer,
                 ):
+                    policy = policy or open_policy(here, checkpoint)
                     episodes = evaluate_policy(policy, env, scorer, here, reporter)
                 write_evaluation(at, checkpoint, episodes, scorer.reward, here)
         reporter.note(f"{when} training, {acting(temperature)}: {rate_line(read_summary(at))}")

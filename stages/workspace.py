@@ -92,15 +92,13 @@ def open_checkpoint(params: Params, checkpoint: Path) -> tuple[Params, Path]:
     return params.model_copy(update={"sim": params.sim.benchmark()}), checkpoint
 
 
-def open_policy(params: Params, checkpoint: Path, trainable: bool = False) -> "VLAPolicy":
-    """Loads a checkpoint and checks that it was made for the images and decisions that params ask for.
+def require_fit(params: Params, checkpoint: Path) -> Manifest:
+    """That a checkpoint was made for the images and decisions that params ask for, without loading it; its manifest.
 
     Raises:
-        ArtifactError: not a whole checkpoint, or norm_stats that lack the task's suite.
-        MismatchError: another image size, action repeat or image pipeline, or an adapter on another base than it was trained on.
-        TgrpoError: too little memory.
+        ArtifactError: no checkpoint.
+        MismatchError: another image size, action repeat or image pipeline.
     """
-    checkpoint = locate(checkpoint)
     manifest = read_checkpoint(checkpoint)
     for key in _unfit(params, manifest.details):
         made_for = manifest.details[key]
@@ -114,6 +112,21 @@ def open_policy(params: Params, checkpoint: Path, trainable: bool = False) -> "V
             f"{checkpoint} was trained with policy.center_crop = {str(crop).lower()}, and params say the opposite, so it would "
             f"see other images; add --set policy.center_crop={str(crop).lower()}"
         )
+    return manifest
+
+
+def open_policy(params: Params, checkpoint: Path, trainable: bool = False) -> "VLAPolicy":
+    """Loads a checkpoint that params fit.
+
+    A stage that simulates opens its environments first: they fail within seconds, where loading can take minutes.
+
+    Raises:
+        ArtifactError: not a whole checkpoint, or norm_stats that lack the task's suite.
+        MismatchError: see `require_fit`; or an adapter on another base than it was trained on.
+        TgrpoError: too little memory.
+    """
+    checkpoint = locate(checkpoint)
+    manifest = require_fit(params, checkpoint)
     import torch
 
     from stages.policy.checkpoint import base_of, is_adapter

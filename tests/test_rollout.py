@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.errors import ArtifactError, UsageError
+from stages.errors import ArtifactError, MismatchError, SimulatorError, UsageError
 from stages.params import Params, load_params
 from stages.policy.policy import VLAPolicy
 from stages.rewards.scorer import Scorer
-from stages.rollout import group_paths
+from stages.rollout import group_paths, rollout
 from stages.sampling import Wanted, open_sampling_env, sample_groups
 from stages.store.artifacts import digest_of
 from stages.store.groups import open_group
@@ -72,3 +72,21 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [path.name for path in group_paths(None, 2)] == ["0008.zarr", "0009.zarr"]
     with pytest.raises(UsageError, match="names one group, but 2 are asked for"):
         group_paths(Path("g.zarr"), 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [("sim.assets=libero", SimulatorError), ("sim.image_size=64", MismatchError)],
+)
+def test_what_is_wrong_is_told_before_the_policy_is_loaded(
+    override: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading OpenVLA-7B takes minutes."""
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("the policy was loaded")
+
+    monkeypatch.setattr(VLAPolicy, "load", load)
+    params = params_with(override, f"sim.assets_dir={tmp_path}")
+    with pytest.raises(error):
+        list(rollout(params, ROOT / params.policy.base_of(params.task), out=tmp_path / "groups"))
