@@ -362,7 +362,6 @@ def load_params(path: Path, overrides: list[str] | None = None) -> Params:
         raise ParamsError(f"{path} holds no mapping of sections; see the params.yaml that the project ships")
     for override in overrides or []:
         _apply_override(data, override)
-    _let_given_weights_count(data, overrides or [])
     try:
         return Params.model_validate(data)
     except ValidationError as error:
@@ -383,15 +382,16 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         node[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ParamsError(f"--set {override}: {value!r} is not valid YAML ({_one_line(error)}); quote it") from None
+    _for_every_task(data, key, node[last])
 
 
-def _let_given_weights_count(data: dict[str, Any], overrides: list[str]) -> None:
-    """Weights that were asked for by hand come before those that the file has for single tasks."""
-    given = {override.partition("=")[0] for override in overrides}
-    if given & {"advantage.a1", "advantage.a2"} and "advantage.per_task" not in given:
-        advantage = data.get("advantage")
-        if isinstance(advantage, dict) and "per_task" in advantage:
-            advantage["per_task"] = {}
+def _for_every_task(data: dict[str, Any], key: str, value: Any) -> None:
+    """A weight that is asked for by hand comes before that of single tasks, whose other weight stays."""
+    section, _, weight = key.partition(".")
+    own = data[section].get("per_task") if key in ("advantage.a1", "advantage.a2") else None
+    for weights in own.values() if isinstance(own, dict) else ():
+        if isinstance(weights, dict):
+            weights[weight] = value
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -236,7 +236,7 @@ def test_it_is_said_when_no_group_is_of_use(tmp_path: Path, params: Params) -> N
 def test_flags_come_before_the_weights_of_a_task(tmp_path: Path, tgrpo: Callable[..., Run]) -> None:
     group = write_sample(tmp_path / "group.zarr")
     own = f"advantage.per_task={{{ATTRS.task}: {{a1: 10, a2: 5}}}}"
-    for flags, want in (((), (10, 5)), (("--a1", "2"), (2, 0.7))):
+    for flags, want in (((), (10, 5)), (("--a1", "2"), (2, 5)), (("--a1", "3", "--a2", "1"), (3, 1))):
         out = tmp_path / f"{want[0]}.zarr"
         assert tgrpo("advantage", group, "--set", own, *flags, "--out", out).code == 0
         attrs = open_advantages(out).attrs

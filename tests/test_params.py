@@ -72,7 +72,8 @@ def test_a_profile_is_named_without_its_folder(monkeypatch: pytest.MonkeyPatch) 
 
 def test_weights_that_are_asked_for_come_before_those_of_the_task() -> None:
     given = load_params(ROOT / "params" / "openvla-7b.yaml", ["advantage.a1=5"]).advantage
-    assert given.weights_of("libero_object/2") == (5, 0.7)
+    assert given.weights_of("libero_object/2") == (5, 5)  # table 3's a2 stays
+    assert given.weights_of("libero_goal/2") == (5, 0.7)
     own = ["advantage.a1=5", "advantage.per_task={libero_object/2: {a1: 1, a2: 1}}"]
     assert load_params(ROOT / "params" / "openvla-7b.yaml", own).advantage.weights_of("libero_object/2") == (1, 1)
 

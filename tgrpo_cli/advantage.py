@@ -44,7 +44,6 @@ def command(
         set_,
         update__algo=algo,
         advantage__weights="manual" if given else weights,
-        advantage__per_task={} if given else None,
         advantage__a1=a1,
         advantage__a2=a2,
     )
