@@ -1,9 +1,12 @@
 #!/bin/sh
-# Sees to the Debian packages that Python packages cannot bring: software rendering (OSMesa), what OpenCV links to, the
-# filter of system calls of the reward sandbox, and venv itself. Installs them as root; otherwise says in one line what to install. Elsewhere than Debian it only warns.
+# Sees to the Debian packages that Python packages cannot bring: software rendering (OSMesa), EGL's loader where there is a
+# GPU, what OpenCV links to, the filter of system calls of the reward sandbox, and venv itself. Installs them as root;
+# otherwise says in one line what to install. Elsewhere than Debian it only warns.
 set -eu
 
 packages="libosmesa6 libgl1 libglib2.0-0 libseccomp2"
+# A GPU's driver brings its own EGL library, but not always the loader that finds it.
+[ -e /dev/nvidia0 ] && packages="$packages libegl1"
 version=$(${PYTHON:-python3} -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ${PYTHON:-python3} -c 'import ensurepip' 2>/dev/null || packages="$packages python3-venv python$version-venv"
 

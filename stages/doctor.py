@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -32,6 +33,7 @@ def examine(params: Params) -> Iterator[Check]:
     yield from _renderers(params.sim)
     yield _guard("assets", lambda: _assets(params))
     yield _guard("device", lambda: _device(params.policy.device))
+    yield from _kernels()
     free = shutil.disk_usage(".").free / 2**30
     yield Check(
         "disk", OK if free > 2 else WARNING, f"{free:.0f} GiB free here; a run of 20 iterations takes about 0.3"
@@ -141,6 +143,21 @@ def _assets(params: Params) -> str:
 
     assets = resolve_assets(params.sim)
     return f"{params.sim.assets} -> {assets.kind} {assets.path} ({assets.digest[:12]})"
+
+
+def _kernels() -> Iterator[Check]:
+    """Whether Triton compiles for the GPU; nothing where there is none."""
+    import torch
+
+    from stages.policy import fused
+
+    if not torch.cuda.is_available():
+        return
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        works = fused.available()
+    found = "; ".join(str(warning.message) for warning in told) or "Triton cannot compile here, so decisions run slower"
+    yield Check("kernels", OK, "Triton compiles") if works else Check("kernels", WARNING, found)
 
 
 def _device(device: str) -> str:

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from stages import doctor
 from stages.doctor import FAILURE, OK, WARNING, Check, examine
 from stages.params import Params
+from stages.policy import fused
 from stages.sim import golden
 from stages.sim.backends import Drawing
 from stages.sim.egl import EglDevice
@@ -84,3 +86,18 @@ def test_a_refused_mujoco_fails(
     assert run.code == 1
     assert "FAIL simulator          mujoco 3.8.1 is installed, but LIBERO needs 3.3.0 to 3.3.2" in run.out
     assert "pip install mujoco==3.3.2" in run.out
+
+
+def test_a_gpu_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    assert torch.cuda.is_available() or not list(doctor._kernels())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fused, "_loaded", fails)
+    fused.available.cache_clear()
+    try:
+        (check,) = doctor._kernels()
+        assert check.severity == WARNING and "apt install gcc" in check.found
+    finally:
+        fused.available.cache_clear()

@@ -106,12 +106,15 @@ def _kernels(x: Tensor, turned: Tensor | None = None) -> ModuleType | None:
     """The kernels, where they can run on `x`; `turned` (..., head_dim) is rotated as well, which needs a power of two."""
     if not x.is_cuda or (turned is not None and turned.shape[-1] & (turned.shape[-1] - 1)):
         return None
-    return _compiled()
+    return available()
 
 
 @functools.cache
-def _compiled() -> ModuleType | None:
-    """The kernels after a trial, without which a machine that has no C compiler would fail in the middle of a run."""
+def available() -> ModuleType | None:
+    """The kernels after a trial on the GPU, or None and one warning, where Triton or what it needs is missing.
+
+    Without the trial a machine that has no C compiler would fail in the middle of a run.
+    """
     try:
         kernels = _loaded()
         kernels.swiglu(torch.zeros(1, 2, device="cuda"))

@@ -14,7 +14,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 
 def both(monkeypatch: pytest.MonkeyPatch, compute: Callable[[], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     """What `compute` gives with torch's operations, and with the kernels."""
-    kernels = fused._compiled()
+    kernels = fused.available()
     assert isinstance(kernels, ModuleType)
     results = []
     for chosen in (None, kernels):
@@ -83,10 +83,10 @@ def test_a_machine_that_cannot_compile_is_told_once_and_goes_on(monkeypatch: pyt
         raise RuntimeError("Failed to find C compiler.\nand much more")
 
     monkeypatch.setattr(fused, "_loaded", fails)
-    fused._compiled.cache_clear()
+    fused.available.cache_clear()
     try:
         with pytest.warns(UserWarning, match=r"cannot compile here \(Failed to find C compiler\.\).*apt install gcc"):
-            assert fused._compiled() is None
-        assert fused._compiled() is None
+            assert fused.available() is None
+        assert fused.available() is None
     finally:
-        fused._compiled.cache_clear()
+        fused.available.cache_clear()
