@@ -187,13 +187,28 @@ def test_rounds_end_with_the_budget() -> None:
 def test_a_batch_of_none(params: Params) -> None:
     with pytest.raises(UsageError, match="--batch 0: expected at least 1"):
         bench_policy(params, 0)
+    with pytest.raises(UsageError, match="--learn-batch 0: expected at least 1"):
+        bench_policy(params, 1, learn_batch=0)
 
 
 def test_the_whole_benchmark(tgrpo: Callable[..., Run], project: Path) -> None:
-    run = tgrpo("bench", "policy", "--quick", "--batch", "4", "--json", "out.json", "--set", "policy.threads=1")
+    run = tgrpo(
+        "bench",
+        "policy",
+        "--quick",
+        "--batch",
+        "4",
+        "--learn-batch",
+        "2",
+        "--json",
+        "out.json",
+        "--set",
+        "policy.threads=1",
+    )
     assert run.code == 0, run.err
     record = json.loads((project / "out.json").read_text())
     lines = record["lines"]
+    assert (record["batch"], record["learn_batch"]) == (4, 2)
     assert list(lines) == ["preprocessing", "prefill", "decode", "act", "act_adapter", "score", "reference", "learn"]
     assert all(line["plain"]["median"] > 0 for name, line in lines.items() if name != "reference")
     bounded = [line for name, line in lines.items() if name != "preprocessing"]
