@@ -11,7 +11,10 @@ from stages.errors import SimulatorError
 EGL_DEVICE_VARIABLE = "MUJOCO_EGL_DEVICE_ID"
 """mujoco's and robosuite's own name for the device that renders; `sim.egl_device` is written into it."""
 
-EGL_REMEDY = "install the GPU's driver and EGL's loader (apt-get install libegl1), or render in software: --set sim.renderer=osmesa"
+EGL_REMEDY = (
+    "install the GPU's driver and EGL's loader (apt-get install libegl1), or render in software: "
+    "--set sim.renderer=osmesa"
+)
 
 # From the EGL registry; PyOpenGL does not know the extensions that describe a device.
 _EGL_VENDOR, _EGL_EXTENSIONS = 0x3053, 0x3055
