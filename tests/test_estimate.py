@@ -60,7 +60,7 @@ def test_activations_are_those_of_a_pass(params: Params, shape: dict[str, Any], 
     expected = N * activation_bytes(count, params, 2) + 4 * count.lora_parameters(LORA)
     learn()  # the first pass joins weights, for good
     measured = peak_bytes(learn, torch.device("cpu"))
-    assert 0.9 * measured < expected < 1.2 * measured
+    assert 0.9 * measured < expected < 1.25 * measured
 
 
 def test_a_40_gb_gpu_serves_openvla_7b(count: Arithmetic, profile: Params) -> None:
