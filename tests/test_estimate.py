@@ -59,8 +59,9 @@ def test_activations_are_those_of_a_pass(params: Params, shape: dict[str, Any], 
     count = Arithmetic(policy.config, len(prompt_ids(policy.tokenizer, INSTRUCTION)))
     expected = N * activation_bytes(count, params, 2) + 4 * count.lora_parameters(LORA)
     learn()  # the first pass joins weights, for good
+    policy._scoring = None  # the adapters' joined copies, which the first pass makes too, are part of the estimate
     measured = peak_bytes(learn, torch.device("cpu"))
-    assert 0.9 * measured < expected < 1.25 * measured
+    assert 0.9 * measured < expected < 1.2 * measured
 
 
 def test_a_40_gb_gpu_serves_openvla_7b(count: Arithmetic, profile: Params) -> None:

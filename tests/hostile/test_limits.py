@@ -113,16 +113,29 @@ def test_moments_of_another_task_are_an_error_of_the_caller() -> None:
             process.score({"step": state["step"]})
 
 
+def _loop() -> float:
+    """CPU seconds of 200,000 steps of Python."""
+    began = time.process_time()
+    sum(i * i for i in range(200_000))
+    return time.process_time() - began
+
+
 def test_speed() -> None:
-    """50 microseconds of CPU time a moment, making the states included."""
+    """50 microseconds of CPU time a moment, making the states included, where the loop beside it takes 12.2 ms.
+
+    Both are slower by as much when a neighbour shares the processor.
+    """
     state = moments(5000)
     with RewardProcess(GOOD, "good.py", CONTEXT) as process:
         assert process._connection
         process.score(state)
-        took: list[float] = []
-        while len(took) < 20 and min(took, default=1.0) >= 50e-6:  # beside another test a processor is slower at times
+        took, scaled = [], []
+        for _ in range(3):
+            loop = _loop()
             before, here = process._connection._cpu(), time.process_time()
             scored = process.score(state)
             took.append((process._connection._cpu() - before + time.process_time() - here) / 5000)
-        assert 0 < scored.seconds / 5000 < min(took) < 50e-6, took
+            scaled.append(took[-1] * 12.2e-3 / ((loop + _loop()) / 2))
+        assert 0 < scored.seconds / 5000 < min(took), took
+        assert min(scaled) < 50e-6, (took, scaled)
         assert np.isfinite(scored.reward).all()
