@@ -80,7 +80,7 @@ class Probes:
         draws = torch.Generator(device).manual_seed(0)
 
         def draw(*shape: int) -> Tensor:
-            # Numbers as weights are: a GPU multiplies equal ones up to a seventh faster, because they take less power.
+            # Numbers as weights are: a GPU multiplies equal ones faster, because they take less power.
             return torch.randn(shape, device=device, dtype=dtype, generator=draws)
 
         matrix, vector = draw(rows, width), draw(width)

@@ -93,9 +93,12 @@ def _rms_norm_kernel(x, weight, out, width, stride, eps, BLOCK: tl.constexpr):
 
 
 def rotate(sources: Sequence[Tensor], targets: Sequence[Tensor], cos: Tensor, sin: Tensor, sign: float) -> None:
-    """Writes q and k rotated, and v as it is, from `sources` to `targets`: each (N, T, heads, head_dim), heads contiguous.
+    """Writes q and k rotated, and v as it is, from `sources` to `targets`.
 
-    `sign` -1 turns back, which is also what a gradient takes.
+    Args:
+        sources, targets: q, k and v, each (N, T, heads, head_dim) with head_dim a power of two and its values side by side.
+        cos, sin: (T, 1, head_dim) of the angles, contiguous.
+        sign: 1, or -1 to turn back, which is also what a gradient takes.
     """
     q, k, _ = sources
     n, steps, heads, width = q.shape
@@ -121,7 +124,7 @@ def rotate(sources: Sequence[Tensor], targets: Sequence[Tensor], cos: Tensor, si
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """(rows, 2 W) -> (rows, W)"""
+    """(rows, 2 W) -> (rows, W): silu of the first half times the second."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, width)
     grid = (rows, triton.cdiv(width, _COLUMNS_AT_ONCE))
@@ -139,7 +142,7 @@ def swiglu_gradient(gate_up: Tensor, gradient: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """(rows, W) -> (rows, W)"""
+    """(rows, W) over its root mean square, times weight (W) -> (rows, W)."""
     rows, width = x.shape
     out = x.new_empty(rows, width)
     _launch(_rms_norm_kernel, (rows,), x, weight, out, width, x.stride(0), eps, BLOCK=triton.next_power_of_2(width))
