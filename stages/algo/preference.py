@@ -23,9 +23,7 @@ class Preference:
     """The loss of ranked pairs, and how it pulls at each trajectory."""
 
     loss: float
-    coefficient: NDArray[
-        np.float64
-    ]  # (M,) d loss / d log pi(zeta), negative where the trajectory should become likelier
+    coefficient: NDArray[np.float64]  # (M,) d loss / d log pi(zeta), negative: should become likelier
     accuracy: float  # share of pairs whose better trajectory has the higher log-ratio; a tie counts half
 
 

@@ -42,9 +42,8 @@ class Replays:
         if key not in self._passes:
             try:
                 self._passes[key] = _Pass(self, inputs, keep)
-            except (
-                RuntimeError
-            ) as error:  # ending a capture that failed may raise another error than the one that ended it
+            except RuntimeError as error:
+                # Ending a capture that failed may raise another error than the one that ended it.
                 if isinstance(error.__context__, torch.OutOfMemoryError):
                     raise error.__context__ from None
                 raise
