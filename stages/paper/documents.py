@@ -8,6 +8,7 @@ Whatever has a result counts and whatever has none is said to have none, so a do
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -209,10 +210,23 @@ def _tables(request: Request, statuses: Sequence[Status]) -> list[str]:
 
 
 def headline(request: Request, statuses: Sequence[Status]) -> str:
-    """What the document comes to, in one sentence: the first method that has run, greedy, all its runs pooled."""
+    """What the document comes to, in one sentence: the first method that has run, greedy, all its runs pooled.
+
+    Where methods are peers, all that have run: to name one of them would be to choose it.
+    """
     variants = request.target.variants
-    first = next((variant for variant in variants if tables.results_of(statuses, variant.name)), variants[0])
-    return _rise(first, statuses)
+    ran = [variant for variant in variants if tables.results_of(statuses, variant.name)]
+    if request.target.peers and len(ran) > 1:
+        return "greedy successes, before to after: " + "; ".join(_counts(variant, statuses) for variant in ran)
+    return _rise(ran[0] if ran else variants[0], statuses)
+
+
+def _counts(variant: Variant, statuses: Sequence[Status]) -> str:
+    pooled = paired(tables.results_of(statuses, variant.name), 0.0)
+    if pooled is None:
+        return f"{variant.title}: no episode counts"
+    before, after = pooled.both + pooled.only_base, pooled.both + pooled.only_trained
+    return f"{variant.title}: {before} to {after} of {pooled.pairs}"
 
 
 def _rise(variant: Variant, statuses: Sequence[Status]) -> str:
@@ -246,11 +260,15 @@ def _provenance(request: Request, statuses: Sequence[Status]) -> list[str]:
     ]
     for versions in dict.fromkeys(_join(result.versions) for result in results):
         lines.append(f"- Versions: {versions}.")
-    for machine in dict.fromkeys(
-        f"{result.machine['cores']} cores of {result.machine['processor']}" for result in results
-    ):
-        lines.append(f"- Machine: {machine}.")
-    return [*lines, ""]
+    return [*lines, _machines(results), ""] if results else [*lines, ""]
+
+
+def _machines(results: Sequence[Result]) -> str:
+    runs = Counter(f"{result.machine['cores']} cores of {result.machine['processor']}" for result in results)
+    if len(runs) == 1:
+        return f"- Machine: {next(iter(runs))}."
+    listed = "; ".join(f"{machine} ({tables.counted(count, 'run')})" for machine, count in runs.items())
+    return f"- Machines: {listed}. They round differently and are not equally fast, so minutes compare within one only."
 
 
 def _join(versions: Any) -> str:

@@ -34,6 +34,7 @@ class Target:
     shows: str  # in one or two sentences
     variants: tuple[Variant, ...] = ()
     tasks: tuple[str, ...] = OBJECT_TASKS  # that the documents show
+    peers: bool = False  # no variant comes before the others, so the headline names all that have run
 
 
 def _algo(name: str, title: str) -> Variant:
@@ -82,6 +83,7 @@ TARGETS: Mapping[str, Target] = {
                 Variant("auto", "auto", {"update.algo": "tgrpo", "advantage.weights": "auto"}),
                 _weights(0.3, 0.7),
             ),
+            peers=True,
         ),
         Target(
             "fig2",
@@ -104,6 +106,7 @@ TARGETS: Mapping[str, Target] = {
             "Success during training on task 10 with different pairs of weights.",
             GRID,
             (OBJECT_TASKS[9],),
+            peers=True,
         ),
         Target(
             "fig4",
@@ -127,6 +130,7 @@ TARGETS: Mapping[str, Target] = {
             "computed again. The same for the pairs that figure 7 trains with, as far as these have run.",
             GRID,
             (OBJECT_TASKS[9],),
+            peers=True,
         ),
         Target(
             "fig7",
@@ -134,6 +138,7 @@ TARGETS: Mapping[str, Target] = {
             "Success on task 10 as a surface over (a1, a2), from the pairs of table 3 and those that section A.2 names.",
             GRID,
             (OBJECT_TASKS[9],),
+            peers=True,
         ),
         Target(
             "groupsize",
@@ -142,6 +147,7 @@ TARGETS: Mapping[str, Target] = {
             tuple(
                 Variant(f"N={n}", f"N = {n}", {"update.algo": "tgrpo", "rollout.envs": n}) for n in sorted(GROUP_SIZES)
             ),
+            peers=True,
         ),
         Target(
             "suites",

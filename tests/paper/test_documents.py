@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,21 @@ def test_the_headline_is_of_the_first_method_that_has_run(at: Path) -> None:
         "- Result: TGRPO without T (step level alone), greedy, 1 run: 50.0% to 100.0%"
         in paper(request("table1")).read_text()
     )
+
+
+def test_the_headline_of_peers_chooses_none_of_them(at: Path) -> None:
+    cells = cells_of("groupsize")
+    for name, seed, after in (("N=4", 0, "1111"), ("N=4", 1, "1100"), ("N=8", 0, "1000")):
+        store(ROOT, cells[name, TASKS[0], seed], result("1100", after))
+    document = paper(request("groupsize")).read_text()
+    assert "- Result: greedy successes, before to after: N = 4: 4 to 6 of 8; N = 8: 2 to 1 of 4.\n" in document
+
+
+def test_minutes_of_several_machines_are_not_compared(at: Path) -> None:
+    cells = cells_of("table1")
+    for name, processor in (("tgrpo", "Z80"), ("tgrpo_no_t", "Z80"), ("tgrpo_no_s", "6502")):
+        made = replace(result("10", "11"), machine={"cores": 2, "processor": processor})
+        store(ROOT, cells[name, TASKS[0], 0], made)
+    document = paper(request("table1")).read_text()
+    assert "- Machines: 2 cores of Z80 (2 runs); 2 cores of 6502 (1 run)." in document
+    assert "minutes compare within one only" in document
