@@ -203,6 +203,7 @@ def _tables(request: Request, statuses: Sequence[Status]) -> list[str]:
         for temperature in tables.temperatures(statuses) or [0.0]:  # the documents' numbers stand there before any run
             lines += tables.rates_by_task(statuses, variants, tasks, temperature)
     lines += tables.paired_table(statuses, variants)
+    lines += tables.spread_table(statuses, variants)
     if target.name not in ("fig3", "fig5", "fig6", "fig7"):
         lines += tables.methods_table(statuses, variants)
         lines += tables.best_of_table(statuses, variants[0], tasks)

@@ -5,8 +5,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from stages.algo.intervals import paired_difference, wilson
 from stages.algo.mcnemar import mcnemar
+from stages.algo.permutation import policies_differ
 from stages.paper.results import Outcome, Result, successes
 
 
@@ -51,6 +54,18 @@ class Paired:
     p_states: float  # sign test over these start states, which does not take episodes from one state as independent
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Trained checkpoints of several methods on the same start states with the same sampling seeds. Rates are 0 to 1."""
+
+    methods: int
+    runs: int  # of each
+    episodes: int  # of each, that count for all
+    lowest: float
+    highest: float
+    p: float  # of `policies_differ`
+
+
 def paired(results: Sequence[Result], temperature: float) -> Paired | None:
     """Base against trained: pools the pairs (task, seed, start state, repeat) of all results; None where no pair counts.
 
@@ -71,6 +86,34 @@ def paired_methods(first: Sequence[Result], second: Sequence[Result], temperatur
         if ends[0] is not None and ends[1] is not None:
             runs.append((result.task, ends[0][1], ends[1][1]))
     return _pool(runs)
+
+
+def spread(of_methods: Sequence[Sequence[Result]], temperature: float) -> Spread | None:
+    """Whether methods differ at all, from the tasks and seeds that all of them have run; None without such.
+
+    An episode that crashed for one method is left out for all. Seeds and repeats of a start state of a task stay together.
+    """
+    by_run = [{(result.task, result.seed): result for result in results} for results in of_methods]
+    shared = [run for run in by_run[0] if all(run in runs for runs in by_run)]
+    won: defaultdict[tuple[str, str], list[tuple[bool, ...]]] = defaultdict(list)
+    counted_runs = 0
+    for task, seed in shared:
+        ends = [runs[task, seed].outcomes(temperature) for runs in by_run]
+        after = [{(state, repeat): of for state, repeat, of in end[1].episodes} for end in ends if end is not None]
+        if len(after) < len(by_run):
+            continue
+        counted_runs += 1
+        for state, repeat in after[0]:
+            episode = [episodes.get((state, repeat)) for episodes in after]
+            known = tuple(of for of in episode if of is not None)
+            if len(known) == len(by_run):
+                won[task, state].append(known)
+    if len(by_run) < 2 or not won:
+        return None
+    counts = np.array([np.sum(episodes, axis=0) for episodes in won.values()])
+    n = sum(map(len, won.values()))
+    rates = counts.sum(axis=0) / n
+    return Spread(len(by_run), counted_runs, n, float(rates.min()), float(rates.max()), policies_differ(counts))
 
 
 def _pool(runs: Sequence[tuple[str, Outcome, Outcome]]) -> Paired | None:

@@ -26,6 +26,7 @@ from stages.paper.statistics import (
     mean_over_tasks,
     paired,
     paired_methods,
+    spread,
     trained_rate,
 )
 from stages.paper.targets import Variant
@@ -203,6 +204,34 @@ def methods_table(statuses: Sequence[Status], variants: Sequence[Variant]) -> li
         "sign test p",
     ]
     return [f"## {first.title} against the others, both trained", "", *table(header, rows)] if rows else []
+
+
+def spread_table(statuses: Sequence[Status], variants: Sequence[Variant]) -> list[str]:
+    """Whether the methods differ at all, where three or more have run with one task and seed."""
+    ran = [found for variant in variants if (found := results_of(statuses, variant.name))]
+    rows = [
+        [
+            acting(temperature),
+            str(of_all.methods),
+            str(of_all.runs),
+            str(of_all.episodes),
+            f"{percent(of_all.lowest)} to {percent(of_all.highest)}",
+            p_value(of_all.p),
+        ]
+        for temperature in temperatures(statuses)
+        if len(ran) > 2 and (of_all := spread(ran, temperature))
+    ]
+    if not rows:
+        return []
+    header = ["acting", "methods", "runs of each", "episodes of each", "success, lowest to highest", "p"]
+    return [
+        "## Do the trained policies differ at all?",
+        "",
+        *table(header, rows),
+        "p: how often success would spread at least as much if methods were exchanged within each start state, so if none were "
+        "better than another (a permutation test). Another training seed may spread otherwise.",
+        "",
+    ]
 
 
 def _paired_cells(pooled: Paired) -> list[str]:

@@ -257,6 +257,17 @@ def test_the_headline_of_peers_chooses_none_of_them(at: Path) -> None:
     assert "- Result: greedy successes, before to after: N = 4: 4 to 6 of 8; N = 8: 2 to 1 of 4.\n" in document
 
 
+def test_methods_that_no_one_can_tell_apart_are_said_to_be_so(at: Path) -> None:
+    cells = cells_of("groupsize", seeds=(0,))
+    for name, after in (("N=2", "1111"), ("N=4", "1111")):
+        store(ROOT, cells[name, TASKS[0], 0], result("1100", after))
+    heading = "## Do the trained policies differ at all?"
+    assert heading not in paper(request("groupsize", seeds=(0,))).read_text()  # two methods have McNemar's test
+    store(ROOT, cells["N=8", TASKS[0], 0], result("1100", "0011"))
+    document = paper(request("groupsize", seeds=(0,))).read_text()
+    assert row(document, "greedy", heading) == ["greedy", "3", "1", "4", "50.0% to 100.0%", "0.333"]
+
+
 def test_minutes_of_several_machines_are_not_compared(at: Path) -> None:
     cells = cells_of("table1")
     for name, processor in (("tgrpo", "Z80"), ("tgrpo_no_t", "Z80"), ("tgrpo_no_s", "6502")):

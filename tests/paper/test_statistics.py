@@ -9,6 +9,7 @@ from stages.paper.statistics import (
     mean_over_tasks,
     paired,
     paired_methods,
+    spread,
     trained_rate,
 )
 from tests.paper.hand_made import outcome, result
@@ -88,3 +89,27 @@ def test_every_task_counts_the_same_in_the_mean() -> None:
     assert mean_over_tasks(rates) == 0.75  # not 5/6
     assert mean_over_tasks([*rates, None]) is None
     assert mean_over_tasks([]) is None
+
+
+def test_methods_are_compared_on_the_runs_and_episodes_that_all_have() -> None:
+    none, first = "0000", "11x0"
+    found = spread(
+        [
+            [result(none, first, seed=0), result(none, "1111", seed=1)],  # seed 1 has no peers
+            [result(none, "0000", seed=0)],
+            [result(none, "0000", seed=0), result(none, "1111", task="libero_object/7")],
+        ],
+        0.0,
+    )
+    assert found is not None
+    assert (found.methods, found.runs, found.episodes) == (3, 1, 3)  # the third state crashed for one
+    assert (found.lowest, found.highest) == (0, pytest.approx(2 / 3))
+    assert found.p == pytest.approx(1 / 3)  # both successes to one policy: 3 of 9 exchanges
+
+
+def test_repeats_of_a_start_state_stay_together() -> None:
+    sampled = [(result("0", "0", sampled=("00", after)),) for after in ("11", "00", "00")]
+    found = spread(sampled, 1.0)
+    assert found is not None and (found.episodes, found.highest, found.p) == (2, 1.0, 1.0)  # one state tells nothing
+    assert spread(sampled, 0.5) is None
+    assert spread([[result("0", "0", seed=0)], [result("0", "0", seed=1)]], 0.0) is None
