@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from stages.paper.labels import label_points
 from stages.paper.numbers import OBJECT_MEANS, TABLE_3, TASK_10
 from stages.paper.results import HISTORY, STILLS, read_rows
 from stages.paper.statistics import Rate, base_rate, trained_rate
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 100
+SMOOTH = 3  # iterations on either side of the one that a curve shows
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -82,8 +85,11 @@ def _bars(
 def draw_histories(
     statuses: Sequence[Status], variants: Sequence[Variant], columns: Sequence[tuple[str, str]], root: Path, out: Path
 ) -> bool:
-    """Columns of the histories over the iterations: thin lines the runs, a thick one their mean. False: nothing ran."""
-    figure = _figure(5.5 * len(columns), 4.2)
+    """Columns of the histories over the iterations: thin lines the runs, a thick one their mean. False: nothing ran.
+
+    The thick line is a running mean as well: an iteration samples few trajectories, from other start states than the last.
+    """
+    figure = _figure(5.5 * len(columns) + 1.5, 4.2)
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     drawn = False
     for index, variant in enumerate(variants):
@@ -100,14 +106,20 @@ def draw_histories(
                 shortest = min(len(rows) for rows in histories)
                 mean = np.mean([[row[column] for row in rows[:shortest]] for rows in histories], axis=0)
                 label = f"{variant.title} ({counted(len(histories), 'run')})"
-                axis.plot(_iterations(histories[0])[:shortest], mean, color=f"C{index}", linewidth=1.8, label=label)
+                smooth = _running_mean(mean)
+                axis.plot(_iterations(histories[0])[:shortest], smooth, color=f"C{index}", linewidth=1.8, label=label)
             axis.set_title(title, fontsize=9)
-            axis.set_xlabel("iteration")
+            axis.set_xlabel(f"iteration (thick: mean of the {2 * SMOOTH + 1} around it)")
             axis.grid(alpha=0.3)
     if drawn:
-        axes[0].legend(fontsize=7)
+        figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
         _save(figure, out)
     return drawn
+
+
+def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each value with the `SMOOTH` on either side, as far as there are so many."""
+    return np.array([values[max(0, i - SMOOTH) : i + SMOOTH + 1].mean() for i in range(len(values))])
 
 
 def _iterations(rows: Sequence[dict[str, float]]) -> list[float]:
@@ -167,12 +179,13 @@ def _draw_analysis(
     points = axes[0].scatter(*parts.scores.T, c=rates, s=60)
     if rates is not None:
         axes[0].figure.colorbar(points, ax=axes[0], label="greedy success")
+    labelled = {}
     for pair in dict.fromkeys(pairs):
-        at = parts.scores[list(pairs).index(pair)]
+        x, y = parts.scores[list(pairs).index(pair)]
         count = sum(other == pair for other in pairs)
-        axes[0].annotate(
-            _pair(pair) + (f" x {count}" if count > 1 else ""), at, (4, 4), textcoords="offset points", fontsize=7
-        )
+        labelled[x, y] = _pair(pair) + (f" x {count}" if count > 1 else "")
+    axes[0].margins(0.15)
+    label_points(axes[0], labelled)
     axes[0].set_xlabel(f"PC1 ({parts.explained[0]:.0%})")
     axes[0].set_ylabel(f"PC2 ({parts.explained[1]:.0%})")
     axes[0].set_title(f"{title}: PCA of (a1, a2)", fontsize=9)
@@ -211,13 +224,16 @@ def draw_surface(statuses: Sequence[Status], variants: Sequence[Variant], task: 
     solid = figure.add_subplot(1, 2, 1, projection="3d")
     solid.plot_trisurf(x, y, z, cmap="viridis", vmin=0, vmax=1, alpha=0.85)
     solid.set_zlim(0, 1)
+    solid.locator_params(axis="both", nbins=5)
     flat = figure.add_subplot(1, 2, 2)
     filled = flat.tricontourf(x, y, z, levels=np.linspace(0, 1, 21), cmap="viridis")
     figure.colorbar(filled, ax=flat, label="greedy success")
     flat.scatter(x, y, c="black", s=12)
-    flat.margins(0.15)
-    for at_x, at_y, (pair, share) in zip(x, y, ran, strict=True):
-        flat.annotate(f"{_pair(pair)}\n{share:.0%}", (at_x, at_y), (4, 4), textcoords="offset points", fontsize=7)
+    flat.use_sticky_edges = False  # contours would end the axes at the outermost pairs
+    flat.margins(0.25, 0.12)
+    label_points(
+        flat, {at: f"{_pair(pair)} {share:.0%}" for at, (pair, share) in zip(zip(x, y, strict=True), ran, strict=True)}
+    )
     for axis in (solid, flat):
         axis.set_xlabel("log10 a1 (of S)")
         axis.set_ylabel("log10 a2 (of T)")
