@@ -76,6 +76,34 @@ def tgrpo(project: Path) -> Callable[..., Run]:
     return run
 
 
+@pytest.fixture
+def tgrpo_here(
+    project: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Callable[..., Run]:
+    """`tgrpo ARGS...` in this process, which has torch and the rest loaded, where processes of their own add nothing."""
+    from tgrpo_cli.main import main
+
+    def run(*args: object, stdin: str | None = None) -> Run:
+        capfd.readouterr()
+        given = Path(os.devnull)
+        if stdin is not None:
+            given = tmp_path_factory.mktemp("piped") / "stdin"
+            given.write_text(stdin)
+        with given.open() as source, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", source)
+            patch.chdir(project)
+            patch.setattr(sys, "argv", ["tgrpo", *map(str, args)])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        code = ended.value.code
+        return Run(code if isinstance(code, int) else int(code is not None), *capfd.readouterr())
+
+    return run
+
+
 def short(*extra: str) -> list[str]:
     """--set options that keep an episode to a few decisions."""
     return [part for item in (*SHORT, *extra) for part in ("--set", item)]

@@ -294,9 +294,9 @@ def test_a_step_from_an_official_state_is_remembered_by_all_later_checkpoints(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_line(tgrpo: Callable[..., Run], project: Path) -> None:
+def test_the_command_line(tgrpo_here: Callable[..., Run], project: Path) -> None:
     sets = ["--set", f"eval.max_env_steps={LIMIT}", "--set", "sim.settle_steps=2", "--set", "eval.videos=1"]
-    done = tgrpo("eval", "--episodes", 2, "--temperature", 1, "--repeats", 2, "--starts", "validation", *sets)
+    done = tgrpo_here("eval", "--episodes", 2, "--temperature", 1, "--repeats", 2, "--starts", "validation", *sets)
     assert done.code == 0, done.err
     (handle,) = done.handles
     assert (handle["episodes"], handle["repeats"], handle["starts"], handle["crashes"]) == (4, 2, "validation", 0)
@@ -304,5 +304,5 @@ def test_the_command_line(tgrpo: Callable[..., Run], project: Path) -> None:
     assert len(list(evaluation.glob("sampled-*-failure.mp4"))) == 1
     (row,) = compare([(evaluation, evaluation)]).rows
     assert (row.pairs, row.states, row.difference, row.p) == (4, 2, 0.0, 1.0)
-    bad = tgrpo("eval", "--starts", "training")
+    bad = tgrpo_here("eval", "--starts", "training")
     assert bad.code == 2 and "eval.starts" in bad.err and len(bad.err.strip().splitlines()) == 1

@@ -246,13 +246,17 @@ def test_an_adapter_for_other_weights_is_refused(checkpoint: Path, tmp_path: Pat
         merged(write_published(tmp_path / "base"), checkpoint, tmp_path / "out")
 
 
-def test_export_and_eval_as_typed(tgrpo: Callable[..., Run], data: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_export_and_eval_as_typed(
+    tgrpo: Callable[..., Run], tgrpo_here: Callable[..., Run], data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     exported = tgrpo("export", checkpoint, "--out", tmp_path / "out")
     assert exported.code == 0, exported.err
     assert "84/84 greedy and 84/84 sampled tokens equal on 12 frames" in exported.err
     episodes = []
     for number, path in enumerate((checkpoint, tmp_path / "out")):
-        run = tgrpo("eval", path, "--episodes", 2, "--out", tmp_path / f"eval{number}", *short("eval.temperature=1"))
+        run = tgrpo_here(
+            "eval", path, "--episodes", 2, "--out", tmp_path / f"eval{number}", *short("eval.temperature=1")
+        )
         assert run.code == 0, run.err
         episodes.append((tmp_path / f"eval{number}" / "episodes.json").read_bytes())
     assert episodes[0] == episodes[1]

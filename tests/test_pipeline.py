@@ -22,7 +22,7 @@ from tests.conftest import ROOT, Run, short
 Tgrpo = Callable[..., Run]
 
 
-def test_the_pipe_as_typed(tgrpo: Tgrpo, project: Path) -> None:
+def test_the_pipe_as_typed(tgrpo_here: Tgrpo, project: Path) -> None:
     pipe = (
         f"{sys.executable} -m tgrpo_cli.main rollout --envs 2 --groups 2 {' '.join(short())}"
         f" | {sys.executable} -m tgrpo_cli.main advantage --a1 0.3 --a2 0.7"
@@ -80,17 +80,17 @@ def test_the_pipe_as_typed(tgrpo: Tgrpo, project: Path) -> None:
     np.testing.assert_allclose(open_group(project / "data" / "groups" / "0003.zarr")["reward"][:], far, rtol=1e-6)
 
     # The checkpoint can be used and shown; so can the group, with its picture.
-    evaluation = tgrpo("eval", handle["path"], "--episodes", 2, *short("eval.envs=2"))
+    evaluation = tgrpo_here("eval", handle["path"], "--episodes", 2, *short("eval.envs=2"))
     assert evaluation.code == 0, evaluation.err
     assert evaluation.handles[0]["episodes"] == 2
-    shown = tgrpo("inspect", "data/groups/0001.zarr")
+    shown = tgrpo_here("inspect", "data/groups/0001.zarr")
     assert shown.code == 0, shown.err
     assert "libero_object/6" in shown.out and (project / "data" / "groups" / "0001.png").stat().st_size > 10_000
     for path in ("data/advantages/0001.zarr", handle["path"], evaluation.handles[0]["path"], "data/groups"):
-        assert tgrpo("inspect", path).code == 0
+        assert tgrpo_here("inspect", path).code == 0
 
 
-def test_demonstrations_become_a_base_that_acts(tgrpo: Tgrpo, project: Path) -> None:
+def test_demonstrations_become_a_base_that_acts(tgrpo: Tgrpo, tgrpo_here: Tgrpo, project: Path) -> None:
     demos = tgrpo("demos", "--episodes", 2, "--set", "demos.workers=2", "--out", "data/demos")
     assert demos.code == 0, demos.err
     assert [handle["successes"] for handle in demos.handles] == [1, 1]
@@ -99,40 +99,40 @@ def test_demonstrations_become_a_base_that_acts(tgrpo: Tgrpo, project: Path) -> 
     noise = group["action"][:] - group["action_label"][:]
     assert np.abs(noise[..., :3]).max() > 0 and (noise[..., 3:] == 0).all()
 
-    base = tgrpo("sft", "--updates", 3, "--set", "sft.batch_size=8", "--out", "data/base", stdin=demos.out)
+    base = tgrpo_here("sft", "--updates", 3, "--set", "sft.batch_size=8", "--out", "data/base", stdin=demos.out)
     assert base.code == 0, base.err
-    rollout = tgrpo("rollout", "--envs", 2, "--checkpoint", "data/base", "--stop", "each", "--groups", 1, *short())
+    rollout = tgrpo_here("rollout", "--envs", 2, "--checkpoint", "data/base", "--stop", "each", "--groups", 1, *short())
     assert rollout.code == 0, rollout.err
     assert rollout.handles[0]["checkpoint"] == "data/base"
 
     # Demonstrations were sampled by no policy, so there is nothing to update.
-    weighed = tgrpo("advantage", "data/demos/000.zarr")
+    weighed = tgrpo_here("advantage", "data/demos/000.zarr")
     assert weighed.code == 1 and "one trajectory" in weighed.err
 
 
-def test_inputs_that_do_not_belong_together_are_refused(tgrpo: Tgrpo, project: Path) -> None:
-    group = tgrpo("rollout", "--envs", 2, "--groups", 1, "--out", "data/g.zarr", *short())
+def test_inputs_that_do_not_belong_together_are_refused(tgrpo_here: Tgrpo, project: Path) -> None:
+    group = tgrpo_here("rollout", "--envs", 2, "--groups", 1, "--out", "data/g.zarr", *short())
     assert group.code == 0, group.err
-    again = tgrpo("rollout", "--envs", 2, "--groups", 1, "--out", "data/g.zarr", *short())
+    again = tgrpo_here("rollout", "--envs", 2, "--groups", 1, "--out", "data/g.zarr", *short())
     assert again.code == 1 and "exists" in again.err
 
-    weighed = tgrpo("advantage", "--out", "data/a.zarr", stdin=group.out)
+    weighed = tgrpo_here("advantage", "--out", "data/a.zarr", stdin=group.out)
     assert weighed.code == 0, weighed.err
     shutil.copytree(ROOT / "data" / "embedded" / "openvla-tiny" / "libero_object" / "6", project / "other")
     (project / "other" / "note").write_text("another checkpoint")
-    mismatch = tgrpo("update", "data/a.zarr", "--checkpoint", "other")
+    mismatch = tgrpo_here("update", "data/a.zarr", "--checkpoint", "other")
     assert mismatch.code == 1 and "is not the checkpoint that sampled" in mismatch.err
 
     # A group that changed after its handle was printed, or after its advantages were computed.
     next((project / "data" / "g.zarr" / "reward").glob("c.*")).unlink()
-    changed = tgrpo("advantage", stdin=group.out)
+    changed = tgrpo_here("advantage", stdin=group.out)
     assert changed.code == 1 and len(changed.err.strip().splitlines()) == 1
-    stale = tgrpo("update", "data/a.zarr")
+    stale = tgrpo_here("update", "data/a.zarr")
     assert stale.code == 1 and len(stale.err.strip().splitlines()) == 1
 
-    single = tgrpo("rollout", "--envs", 1, "--groups", 1, "--out", "data/single.zarr", *short())
+    single = tgrpo_here("rollout", "--envs", 1, "--groups", 1, "--out", "data/single.zarr", *short())
     assert single.code == 0, single.err
-    alone = tgrpo("advantage", "data/single.zarr")
+    alone = tgrpo_here("advantage", "data/single.zarr")
     assert alone.code == 1 and "tgrpo rollout --envs 4" in alone.err
 
 
@@ -152,8 +152,8 @@ def test_a_killed_rollout_leaves_nothing_that_looks_whole(project: Path) -> None
     assert not (project / "data" / "g.zarr").exists()
 
 
-def test_no_renderer_is_one_line_with_the_package_to_install(tgrpo: Tgrpo) -> None:
-    run = tgrpo("rollout", "--set", "sim.renderer=egl", *short())
+def test_no_renderer_is_one_line_with_the_package_to_install(tgrpo_here: Tgrpo) -> None:
+    run = tgrpo_here("rollout", "--set", "sim.renderer=egl", *short())
     if run.code == 0:
         pytest.skip("EGL works here")
     assert run.code == 1 and "egl" in run.err.lower() and "Traceback" not in run.err, run.err

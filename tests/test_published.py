@@ -135,7 +135,7 @@ def test_a_model_of_the_hub_is_named_and_not_its_place(tmp_path: Path, monkeypat
     assert asked == [f"me/model@{commit}"]
 
 
-def test_the_pipe_on_a_published_checkpoint(tgrpo: Tgrpo, project: Path, published: Path) -> None:
+def test_the_pipe_on_a_published_checkpoint(tgrpo_here: Tgrpo, project: Path, published: Path) -> None:
     main = f"{sys.executable} -m tgrpo_cli.main"
     task = "--task libero_object/7"
     pipe = (
@@ -145,14 +145,14 @@ def test_the_pipe_on_a_published_checkpoint(tgrpo: Tgrpo, project: Path, publish
     done = subprocess.run(pipe, shell=True, cwd=project, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["iteration"] == 1
-    evaluation = tgrpo(
+    evaluation = tgrpo_here(
         *("eval", "data/checkpoints/0001", *task.split(), "--episodes", 1),
         *("--set", "eval.max_env_steps=2", "--set", "eval.videos=0"),
     )
     assert evaluation.code == 0, evaluation.err
     recorded = json.loads((project / "data/evals/0001/tgrpo.json").read_text())["params"]["sim"]
     assert (recorded["image_size"], recorded["action_repeat"], recorded["physics"]) == (256, 1, "exact")
-    direct = tgrpo(
+    direct = tgrpo_here(
         "eval", published, *task.split(), "--episodes", 1, "--set", "eval.max_env_steps=2", "--set", "eval.videos=0"
     )
     assert direct.code == 0, direct.err
