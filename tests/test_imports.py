@@ -63,4 +63,6 @@ def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:
 def test_algo_knows_only_arrays() -> None:
     for path in (ROOT / "stages" / "algo").glob("*.py"):
         outside = {name.split(".")[0] for name in imports(path)} - {"stages"}
-        assert outside <= {"numpy", "torch", "math", "dataclasses", "typing", "collections", "statistics"}, path
+        assert outside <= {"numpy", "scipy", "torch", "math", "dataclasses", "typing", "collections", "statistics"}, (
+            path
+        )
