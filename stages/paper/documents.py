@@ -336,7 +336,10 @@ def _write_index(results: Path) -> None:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             link = f"[{found['title']}]({path.parent.name}/{path.stem}.md)"
-            rows.append([link, found["profile"], f"{found['ran']} of {found['asked']['cells']}", found["headline"]])
+            ran = [cell for cell in found["cells"] if cell["status"] == "done"]
+            where = [", ".join(dict.fromkeys(str(cell[key]) for cell in ran)) or "none" for key in ("task", "seed")]
+            runs = f"{found['ran']} of {found['asked']['cells']}"
+            rows.append([link, found["profile"], *where, runs, found["headline"]])
         except (ValueError, KeyError, TypeError):
             raise TgrpoError(f"{path} is no record of `tgrpo paper`; delete it and print that document again") from None
     lines = [
@@ -346,7 +349,7 @@ def _write_index(results: Path) -> None:
         "document says which command printed it, what was asked for and what has run, and lists every run. A result that is not "
         "what one would like stands here as it came out.",
         "",
-        *tables.table(["document", "profile", "runs", "result"], rows),
+        *tables.table(["document", "profile", "tasks that ran", "seeds", "runs", "result"], rows),
         "Each run is a DVC experiment in `data/paper`: `cd data/paper && dvc exp show`.",
     ]
     write_text(results / "README.md", "\n".join(lines) + "\n")

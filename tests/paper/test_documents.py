@@ -98,7 +98,7 @@ def test_table_1_puts_ours_beside_the_papers(at: Path) -> None:
     assert numbers["paired"]["tgrpo"]["0"]["only_trained"] == 4
     assert [cell["status"] for cell in numbers["cells"]].count("not run") == 5
     index = (at / "docs/results/README.md").read_text()
-    assert row(index, "[Table 1")[1:3] == ["cpu", "7 of 12"]
+    assert row(index, "[Table 1")[1:5] == ["cpu", "libero_object/6, libero_object/7", "0, 1", "7 of 12"]
 
 
 @pytest.mark.parametrize("name", TARGETS)
