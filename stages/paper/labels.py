@@ -21,6 +21,7 @@ def label_points(axis: "Axes", texts: Mapping[tuple[float, float], str]) -> None
 
     The limits of the axis stay as they are from now on. A text that fits nowhere hides what it must.
     """
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     axis.autoscale_view()
@@ -34,7 +35,7 @@ def label_points(axis: "Axes", texts: Mapping[tuple[float, float], str]) -> None
     for at, text in sorted(texts.items(), key=lambda item: -item[0][1]):  # from the top, as labels stand
         for place in _PLACES:
             label = _write(axis, at, text, *place)
-            box = label.get_window_extent()
+            box = Text.get_window_extent(label)  # without the line, which must reach its point
             if place == _PLACES[-1] or not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
