@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-PERMUTATIONS = 9_999  # drawn where all are more; p is then within 0.005 of theirs
+PERMUTATIONS = 9_999  # drawn where all are more; the standard error of p is then at most 0.005
 
 
 def policies_differ(successes: ArrayLike, seed: int = 0) -> float:
