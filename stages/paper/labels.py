@@ -35,7 +35,8 @@ def label_points(axis: "Axes", texts: Mapping[tuple[float, float], str]) -> None
     for at, text in sorted(texts.items(), key=lambda item: -item[0][1]):  # from the top, as labels stand
         for place in _PLACES:
             label = _write(axis, at, text, *place)
-            box = Text.get_window_extent(label)  # without the line, which must reach its point
+            label.get_window_extent()  # puts the text in its place, but counts the line, which must reach its point
+            box = Text.get_window_extent(label)
             if place == _PLACES[-1] or not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break

@@ -2,10 +2,19 @@
 
 from itertools import combinations
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from stages.paper.labels import label_points
+
+
+def distances(axis: Axes, points: list[tuple[float, float]]) -> list[float]:
+    """Pixels from each point to the nearest corner of its label."""
+    pixels = axis.transData.transform(points)
+    corners = {label.get_text(): Text.get_window_extent(label).corners() for label in axis.texts}
+    return [float(np.hypot(*(corners[f"label {k}"] - at).T).min()) for k, at in enumerate(pixels)]
 
 
 def test_labels_of_a_crowd_hide_neither_each_other_nor_a_point() -> None:
@@ -24,4 +33,5 @@ def test_labels_of_a_crowd_hide_neither_each_other_nor_a_point() -> None:
     assert not any(text.count_contains(pixels) for text in texts)
     alone = next(label for label in axis.texts if label.get_text() == "label 8")
     assert sum(label.arrow_patch is not None for label in axis.texts) >= 3 and alone.arrow_patch is None
+    assert all(near < 60 for near in distances(axis, points))
     assert axis.get_xlim() == (-2.0, 12.0)
